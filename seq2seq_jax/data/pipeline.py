@@ -1,0 +1,288 @@
+"""Makes padded batches of a tokenised corpus, read ahead while the device computes.
+
+    ParallelText ── tokenise ──▶ TokenPairs ── batches(plan) ──▶ Batch n, n + 1, ...
+
+Batch n is a function of the corpus and the plan: to resume is to start at another n, and every host
+takes its own rows of the same global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grain
+import numpy as np
+
+from seq2seq_jax.data.plan import BatchPlan, PlannedBatch
+from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocab, Vocabs
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.interfaces import Batch
+
+_LINES_AT_ONCE = 50_000  # tokenised together; a whole corpus of small arrays would take several times its size
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Sequences of different lengths in one array.
+
+    Attributes:
+        flat: all tokens, one sequence after the other, int32.
+        offsets: `[N + 1]` int64; sequence i is `flat[offsets[i]:offsets[i + 1]]`.
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"`i` must be an index of {len(self)} sequences, but is {i} instead.")
+        i %= len(self)
+        return self.flat[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[N]` int64."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def pack(cls, sequences: Sequence[np.ndarray]) -> Ragged:
+        """Puts sequences of int32 into one array."""
+        offsets = np.zeros(len(sequences) + 1, np.int64)
+        np.cumsum([len(s) for s in sequences], out=offsets[1:])
+        flat = np.concatenate(sequences).astype(np.int32, copy=False) if len(sequences) else np.zeros(0, np.int32)
+        return cls(flat, offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPairs:
+    """A tokenised corpus. Sources end with eos; targets are stored without bos and eos."""
+
+    source: Ragged
+    target: Ragged
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def source_lengths(self) -> np.ndarray:
+        """`[N]` as fed to the model, eos included: what a plan asks for."""
+        return self.source.lengths
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """`[N]` as the decoder sees them, eos (or bos) included: what a plan asks for."""
+        return self.target.lengths + 1
+
+
+def tokenise(text: ParallelText, vocabs: Vocabs) -> TokenPairs:
+    """Encodes both sides of a corpus. Without a target side the targets are empty."""
+    source = _encode(text.source, vocabs.source, append_eos=True)
+    if text.target is None:
+        return TokenPairs(source, Ragged(np.zeros(0, np.int32), np.zeros(len(source) + 1, np.int64)))
+    return TokenPairs(source, _encode(text.target, vocabs.target, append_eos=False))
+
+
+def build_batch(pairs: TokenPairs, planned: PlannedBatch, *, rows: slice | None = None) -> Batch:
+    """Pads the planned examples to the batch's shape; leaves are numpy arrays.
+
+    Args:
+        pairs: the corpus.
+        planned: which examples, and the shape.
+        rows: take only these rows of the global batch (a host's share).
+    """
+    ids = planned.example_ids if rows is None else planned.example_ids[rows]
+    source, source_mask = pad_rows(pairs.source, ids, planned.shape.source_len)
+    body, body_mask = pad_rows(pairs.target, ids, planned.shape.target_len)
+    real = ids >= 0
+    lengths = body_mask.sum(axis=1)
+    target_mask = (np.arange(planned.shape.target_len) <= lengths[:, None]) & real[:, None]
+    target_in = np.full_like(body, PAD_ID)
+    target_in[:, 1:] = body[:, :-1]
+    target_in[real, 0] = BOS_ID
+    target_out = body
+    target_out[real, lengths[real]] = EOS_ID
+    leaves: dict[str, Any] = {  # numpy's, until they are put on devices
+        "source": source,
+        "source_mask": source_mask,
+        "target_in": target_in,
+        "target_out": target_out,
+        "target_mask": target_mask,
+        "example_ids": ids.astype(np.int32),
+        "row_mask": real,
+    }
+    return Batch(**leaves)
+
+
+def pad_rows(ragged: Ragged, ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences `ids` (-1 for none) side by side: tokens `[rows, length]` int32, zero where padded, and the mask.
+
+    Raises:
+        ValueError: a sequence is longer than `length`.
+    """
+    at = np.maximum(ids, 0)
+    starts = ragged.offsets[at]
+    lengths = np.where(ids >= 0, ragged.offsets[at + 1] - starts, 0)
+    if lengths.max(initial=0) > length:
+        raise ValueError(f"`length` must be at least {lengths.max()} to hold the longest row, but is {length} instead.")
+    positions = np.arange(length)
+    mask = positions < lengths[:, None]  # [rows, length]
+    tokens = np.full(mask.shape, PAD_ID, np.int32)
+    tokens[mask] = ragged.flat[(starts[:, None] + positions)[mask]]
+    return tokens, mask
+
+
+class BatchReader:
+    """Iterator over batches that are built ahead in threads; ends its threads on `close` or at a `with`'s end."""
+
+    def __init__(self, source: _PlannedBatches, *, threads: int, prefetch: int) -> None:
+        ahead = threads > 0 and prefetch > 0
+        options = grain.ReadOptions(num_threads=threads if ahead else 0, prefetch_buffer_size=prefetch if ahead else 0)
+        self._iterator: grain.DatasetIterator | None = None
+        if len(source):
+            self._iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+    def __iter__(self) -> BatchReader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise StopIteration
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drops what was read ahead; the iterator has ended."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+
+    def __enter__(self) -> BatchReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def batches(
+    pairs: TokenPairs,
+    plan: BatchPlan,
+    *,
+    start: int,
+    stop: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 1,
+    prefetch: int = 4,
+) -> BatchReader:
+    """Yields batches n = start .. stop - 1 in order, this host's rows of each.
+
+    Args:
+        pairs: the corpus that the plan was made for.
+        plan: see `plan.make_plan`.
+        start, stop: range of n, over all epochs.
+        process_index, process_count: this host and how many there are; each takes a contiguous block of rows.
+        threads: that build batches ahead; 0 builds each when it is asked for.
+        prefetch: how many batches to build ahead.
+
+    Raises:
+        UserError: the rows of a shape do not divide among the hosts.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"`process_index` must be below {process_count} and not negative, but is {process_index}.")
+    if not 0 <= start <= stop:
+        raise ValueError(f"`start` and `stop` must be 0 <= start <= stop, but are {start} and {stop} instead.")
+    uneven = next((shape for shape in plan.shapes if shape.rows % process_count), None)
+    if uneven is not None:
+        raise UserError(
+            f"{uneven.rows} rows of a batch do not divide among {process_count} hosts; "
+            f"set data.rows_multiple to a multiple of {process_count}."
+        )
+    source = _PlannedBatches(pairs, plan, start, stop, process_index, process_count)
+    return BatchReader(source, threads=threads, prefetch=prefetch)
+
+
+@dataclass(frozen=True, eq=False)
+class _PlannedBatches:
+    """Random access by number, as grain asks for it."""
+
+    pairs: TokenPairs
+    plan: BatchPlan
+    start: int
+    stop: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> Batch:
+        planned = self.plan.batch(self.start + i)
+        share = planned.shape.rows // self.process_count
+        rows = slice(self.process_index * share, (self.process_index + 1) * share)
+        return build_batch(self.pairs, planned, rows=rows)
+
+
+def length_batches(
+    lengths: np.ndarray | Sequence[int], *, rows: int, multiple: int = 8, max_len: int | None = None
+) -> list[tuple[np.ndarray, int]]:
+    """Groups texts of like length for decoding, so that few shapes are compiled and little is padded.
+
+    Args:
+        lengths: `[N]` source lengths, eos included.
+        rows: of every batch; the last is filled up with -1.
+        multiple: padded lengths are this times a power of two or one and a half of one (8, 16, 24, 32, 48, ...),
+            at most about twenty up to thousands of tokens.
+        max_len: cut-off; longer texts are grouped as if they had this length (the caller truncates).
+
+    Returns:
+        Batches `(ids [rows] int64 with -1 for filling, padded length)`, longest first: memory runs out at
+        once or never.
+    """
+    if rows < 1 or multiple < 1:
+        raise ValueError(f"`rows` and `multiple` must be at least 1, but are {rows} and {multiple} instead.")
+    needed = np.maximum(np.asarray(lengths, np.int64), 1)
+    if max_len is not None:
+        needed = np.minimum(needed, max_len)
+    order = np.argsort(-needed, kind="stable")
+    grouped = []
+    for begin in range(0, len(order), rows):
+        ids = np.full(rows, -1, np.int64)
+        taken = order[begin : begin + rows]
+        ids[: len(taken)] = taken
+        padded = _round_up(int(needed[taken[0]]), multiple)
+        grouped.append((ids, padded if max_len is None else min(padded, max_len)))
+    return grouped
+
+
+def _round_up(length: int, multiple: int) -> int:
+    power = multiple
+    while power < length:
+        if power % 2 == 0 and power > multiple and length <= power * 3 // 2:
+            return power * 3 // 2
+        power *= 2
+    return power
+
+
+def _encode(lines: Sequence[str], vocab: Vocab, *, append_eos: bool) -> Ragged:
+    eos = np.array([EOS_ID], np.int32)
+    parts = []
+    for begin in range(0, len(lines), _LINES_AT_ONCE):
+        encoded = vocab.encode_many(lines[begin : begin + _LINES_AT_ONCE])
+        parts.append(Ragged.pack([np.concatenate([ids, eos]) for ids in encoded] if append_eos else encoded))
+    if not parts:
+        return Ragged.pack([])
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return Ragged(np.concatenate([part.flat for part in parts]), offsets)

@@ -1,0 +1,1 @@
+"""Search: a step function to hypotheses. Knows no model and no vocabulary."""

@@ -1,0 +1,1 @@
+"""Hypotheses to numbers and pictures."""

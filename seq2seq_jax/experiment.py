@@ -1,0 +1,254 @@
+"""The composition root: a config and a folder become data, vocabularies, a model, a mesh and an optimiser.
+
+The only place, with `modes.py`, that knows several packages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
+from seq2seq_jax.data.vocab import Vocabs, train_vocabs
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.interfaces import Array, PyTree
+from seq2seq_jax.models import MODELS
+from seq2seq_jax.parallel.mesh import make_mesh
+from seq2seq_jax.parallel.shard import init_sharded, state_shardings
+from seq2seq_jax.tasks.translation import Search, Translator, make_loss
+from seq2seq_jax.train.optimizers import make_optimizer
+from seq2seq_jax.train.schedules import make_schedule
+from seq2seq_jax.train.step import TrainState, init_state, make_train_step
+
+PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
+PEAK_FLOPS = {  # of one device a second, dense, bfloat16; by what `device_kind` contains
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The corpora of a run."""
+
+    train: ParallelText
+    dev: ParallelText
+    test: ParallelText
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """sha256 of each corpus."""
+        return {name: getattr(self, name).digest for name in ("train", "dev", "test")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that is made of a config once the vocabulary is known."""
+
+    config: ConfigDict
+    vocabs: Vocabs
+    model: nn.Module
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+    def init(self) -> TrainState:
+        """The state before the first step, born in its shards."""
+        return init_sharded(self._init, self.mesh, jax.random.key(self.config.train.seed))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; runs nothing."""
+        boxed = jax.eval_shape(self._init, jax.random.key(0))
+        shardings = state_shardings(boxed, self.mesh)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+        )
+
+    def _init(self, key: Array) -> TrainState:
+        tokens = jnp.ones((1, 2), jnp.int32)
+        params = self.model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
+        return init_state(params, self.optimizer)
+
+    def train_step(self) -> Any:
+        """The jitted train step; the state is donated."""
+        loss = make_loss(self.model, label_smoothing=self.config.train.label_smoothing, chunk=self.chunk)
+        step = make_train_step(loss, self.optimizer, seed=self.config.train.seed)
+        return jax.jit(step, donate_argnums=0)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for a GPU.
+
+        Over several devices the batch is cut already, and cutting it again would gather it.
+        """
+        if self.mesh.size > 1:
+            return 2**30
+        return 512 if jax.default_backend() == "cpu" else 8192
+
+    def translator(self, *, beam_size: int | None = None) -> Translator:
+        """A translator with the config's search."""
+        decode = self.config.decode
+        search = Search(
+            beam_size=beam_size or decode.beam_size,
+            length_penalty=decode.length_penalty,
+            coverage_penalty=decode.coverage_penalty,
+            length_factor=decode.length_factor,
+            length_extra=decode.length_extra,
+        )
+        return Translator(self.model, self.vocabs, search, rows=decode.rows, max_source_len=decode.max_source_len)
+
+    def step_flops(self, sums: Mapping[str, float]) -> float:
+        """Arithmetic of forward and backward for these sums' tokens: 6 for every weight that meets one.
+
+        Encoder weights meet source tokens, all others target tokens; look-ups and the attention's
+        scores are left out.
+        """
+        params = self.abstract_state().params
+        encoder = sum(count_parameters(tree) for name, tree in params.items() if name.startswith("encoder"))
+        tables = sum(count_parameters(tree) for name, tree in params.items() if name.endswith("embedding"))
+        decoder = count_parameters(params) - encoder - tables
+        return 6.0 * (encoder * sums.get("source_tokens", 0.0) + decoder * sums.get("target_tokens", 0.0))
+
+    def peak_flops(self) -> float | None:
+        """Of all devices of the mesh a second, or None where it is not known."""
+        kind = self.mesh.devices.flat[0].device_kind
+        peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+        return peak * self.mesh.size if peak else None
+
+
+def open_splits(config: ConfigDict) -> Splits:
+    """Reads or makes the three corpora of a config.
+
+    "auto" is the phrasebook's own split, or, for a corpus from files, sentences held out of train.
+    """
+    data = config.data
+
+    def read(split: str, spec: str) -> ParallelText:
+        size = PHRASEBOOK_SIZES.get(split, data.phrasebook_pairs)
+        return open_split(spec, split=split, source=data.source, target=data.target, phrasebook_pairs=size)
+
+    train = read("train", data.train)
+    wanted = {name: data[name] == "auto" and data.train != "phrasebook" for name in ("dev", "test")}
+    pairs = min(data.held_out_pairs, max(1, len(train) // 20))
+    held = hold_out(train, dev=pairs * wanted["dev"], test=pairs * wanted["test"]) if any(wanted.values()) else None
+    parts = {
+        name: held[n] if held and wanted[name] else read(name, "phrasebook" if data[name] == "auto" else data[name])
+        for n, name in enumerate(("dev", "test"), start=1)
+    }
+    return Splits(train=held[0] if held else train, **parts)
+
+
+def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None) -> Vocabs:
+    """The run's vocabularies: read from `folder`, or trained on `text` and kept there.
+
+    Raises:
+        UserError: there are none and no text to train them on, or they are damaged.
+    """
+    if (folder / "vocabs.json").exists():
+        return Vocabs.load(folder)
+    if text is None or text.target is None:
+        raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
+    keys = config.vocab
+    vocabs = train_vocabs(
+        text.source,
+        text.target,
+        joint=keys.joint,
+        kind=keys.kind,
+        size=keys.size,
+        model=keys.model,
+        character_coverage=keys.character_coverage,
+        normalization=keys.normalization,
+        byte_fallback=keys.byte_fallback,
+        seed=config.train.seed,
+    )
+    vocabs.save(folder)
+    return vocabs
+
+
+def build(config: ConfigDict, vocabs: Vocabs) -> Experiment:
+    """Builds an experiment.
+
+    Raises:
+        UserError: values of the config contradict each other.
+    """
+    module, model = make_model(config, len(vocabs.source), len(vocabs.target))
+    return Experiment(config, vocabs, module(model), *make_training(config))
+
+
+def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tuple[Callable[..., nn.Module], Any]:
+    """The linen class and the frozen Config of `config.model`."""
+    fields = {key: value for key, value in config.model.items() if key != "name"}
+    module, make = MODELS[config.model.name]
+    try:
+        return module, make(source_vocab=source_vocab, target_vocab=target_vocab, **fields)
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformation, optax.Schedule]:
+    keys = config.train
+    try:
+        mesh = make_mesh(**config.parallel)
+        schedule = make_schedule(
+            keys.schedule,
+            learning_rate=keys.learning_rate,
+            warmup_steps=keys.warmup_steps,
+            total_steps=keys.steps,
+            decay_start=keys.decay_start,
+            decay_every=keys.decay_every,
+            decay_times=keys.decay_times,
+        )
+        optimizer = make_optimizer(
+            keys.optimizer,
+            schedule,
+            clip_norm=keys.clip_norm,
+            b1=keys.b1,
+            b2=keys.b2,
+            eps=keys.eps,
+            weight_decay=keys.weight_decay,
+            adam_steps=keys.adam_steps,
+            adam_learning_rate=keys.adam_learning_rate,
+        )
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+    return mesh, optimizer, schedule
+
+
+def count_parameters(tree: PyTree) -> int:
+    """Elements of all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: PyTree) -> int:
+    """Bytes of all leaves."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def hash_parameters(params: PyTree) -> str:
+    """sha256 over the names, shapes and bytes of all parameters: equal for bit-equal ones."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda item: str(item[0])):
+        array = np.asarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    from seq2seq_jax import __version__
+
+    return {"seq2seq_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,205 @@
+"""START HERE: the contracts every part of seq2seq_jax keeps, and the words it uses.
+
+Letters of shapes and einsums, once for the whole project:
+
+    B batch · S source length · T target length · K beam · D model width · N heads · H head width
+    F feed-forward · V vocabulary · M mel bins · L layers · A attention width · W waveform samples
+
+Rules that hold everywhere:
+
+- A mask is True where something is real. Padding is False.
+- `Memory` is what a decoder reads of one example and never rewrites; `Cache` is what it rewrites,
+  one per hypothesis. Every leaf of both leads with the batch (or batch and beam) axis; there are no
+  scalars in them: the clock (`step`) is an argument that the search owns, one value a row.
+- Steps return sums and counts (`Sums`); a mean is taken once, where a line is logged.
+- The output projection stands apart from the decoder (`hidden` first, `project` after it), so that
+  loss and search can run it in chunks or over a vocabulary that is split across devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import struct
+
+Array = jax.Array
+PyTree = Any
+
+Cache = PyTree
+"""What a decoder rewrites, one per hypothesis: any pytree whose leaves are `[B, ...]`."""
+
+Sums = Mapping[str, Array]
+"""Named sums and counts over a batch, float32 scalars. They add up over batches, devices and hosts."""
+
+
+@struct.dataclass
+class Batch:
+    """One global batch (or one host's rows of it), padded to a declared shape.
+
+    A row with `row_mask` False only fills the batch: its `example_ids` is -1 and all its masks are
+    False. A packed batch carries several short examples a row, told apart by the segment ids (1, 2,
+    ...; 0 is padding) with positions counted within each segment.
+    """
+
+    source: Array  # [B, S] int32 tokens, or [B, W] float32 waveform samples
+    source_mask: Array  # [B, S] bool
+    target_in: Array  # [B, T] int32, bos first
+    target_out: Array  # [B, T] int32, eos last
+    target_mask: Array  # [B, T] bool
+    example_ids: Array  # [B] int32, index in the corpus, -1 for a filling row
+    row_mask: Array  # [B] bool
+    source_segments: Array | None = None  # [B, S] int32, packed batches only
+    source_positions: Array | None = None  # [B, S] int32
+    target_segments: Array | None = None  # [B, T] int32
+    target_positions: Array | None = None  # [B, T] int32
+
+
+@struct.dataclass
+class Memory:
+    """Everything a decoder reads of its example; never rewritten, never copied per beam."""
+
+    hidden: Array  # [B, S, D] encoder output, zero where masked
+    mask: Array  # [B, S] bool
+    projected: PyTree = None  # keys, values, whatever is made once a sentence; leaves [B, ...]
+
+
+@struct.dataclass
+class DecoderOutput:
+    """The decoder's output under teacher forcing, before the output projection."""
+
+    hidden: Array  # [B, T, D]
+    attention: Array | None = None  # [B, T, S] weights, rows sum to one
+
+
+@struct.dataclass
+class StepOutput:
+    """One decoder step, before the output projection."""
+
+    hidden: Array  # [B, D]
+    attention: Array | None  # [B, S]
+    cache: Cache
+
+
+@struct.dataclass
+class StepResult:
+    """What the search sees of one step of any model, ensemble or fusion of models.
+
+    Over a split vocabulary `log_probs` is this device's part and `token_ids` says which tokens
+    those are; otherwise column v is token v and `token_ids` is None.
+    """
+
+    log_probs: Array  # [B, V] float32, normalised over the whole vocabulary
+    attention: Array | None  # [B, S]
+    cache: Cache
+    token_ids: Array | None = None  # [V_local] int32
+
+
+Step = Callable[[Array, Array, Cache], StepResult]
+"""`step(tokens [B] int32, step [B] int32, cache) -> StepResult`: all that a search knows of a model.
+
+`tokens` are the previous tokens (bos at step 0), `step` each row's own clock, counted from 0.
+"""
+
+
+@struct.dataclass
+class Hypotheses:
+    """The n best outputs of each row, best first.
+
+    Tokens exclude bos, include eos where the hypothesis ended by itself, and are pad after that.
+    """
+
+    tokens: Array  # [B, K, T] int32
+    lengths: Array  # [B, K] int32, eos included; 0 for a slot that holds no hypothesis
+    scores: Array  # [B, K] float32, what the search ranks by; -inf for an empty slot
+    log_probs: Array  # [B, K] float32, sum of token log-probabilities
+    finished: Array  # [B, K] bool, True if it ended with eos
+    attention: Array | None = None  # [B, K, T, S]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Reads a source once."""
+
+    def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
+        """`[B, S]` tokens (or `[B, W]` samples) and their mask to a `Memory`."""
+        ...
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """The output projection, usable as a whole or in parts."""
+
+    def project(self, hidden: Array) -> Array:
+        """Hidden states `[..., D]` to logits `[..., V]`."""
+        ...
+
+    def softmax_weights(self) -> tuple[Array, Array | None]:
+        """The same projection as its parts: kernel `[V, D]` and bias `[V]` (or None)."""
+        ...
+
+
+@runtime_checkable
+class Seq2Seq(Encoder, Projection, Protocol):
+    """An encoder and a decoder that attends to (or starts from) the encoder's memory."""
+
+    def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
+        """Teacher forcing: all steps of `target_in` `[B, T]` at once."""
+        ...
+
+    def init_cache(self, memory: Memory, max_len: int) -> Cache:
+        """The cache before the first step; leaves `[B, ...]`, room for `max_len` steps."""
+        ...
+
+    def decode_step(self, token: Array, step: Array, memory: Memory, cache: Cache) -> StepOutput:
+        """One step: previous token `[B]`, each row's clock `[B]`. Agrees with `decode`."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Projection, Protocol):
+    """A decoder without a source (GPT): the same steps as `Seq2Seq` with no memory."""
+
+    def decode(self, target_in: Array, *, train: bool) -> DecoderOutput: ...
+
+    def init_cache(self, batch: int, max_len: int) -> Cache: ...
+
+    def decode_step(self, token: Array, step: Array, cache: Cache) -> StepOutput: ...
+
+
+@runtime_checkable
+class FrameModel(Encoder, Protocol):
+    """A model that labels frames (CTC): logits `[B, S, V]` straight from the memory."""
+
+    def project_frames(self, memory: Memory) -> Array: ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """An encoder that can be fed in chunks. `state` is a pytree with leaves `[B, ...]`."""
+
+    def init_stream(self, batch: int) -> PyTree: ...
+
+    def encode_chunk(self, chunk: Array, state: PyTree) -> tuple[Memory, PyTree]:
+        """The memory of this chunk alone, and the state for the next one."""
+        ...
+
+
+@runtime_checkable
+class MaskedModel(Encoder, Projection, Protocol):
+    """An encoder trained to fill masked positions (BERT); `project` reads `Memory.hidden`."""
+
+
+@struct.dataclass
+class Task:
+    """What a benchmark is, as a frozen record of functions; the train loop and the modes call these.
+
+    `loss(params, batch, rng, train) -> (objective, Sums)`: the objective is a sum over the batch and
+    `Sums["weight"]` what to divide it by, once, after all batches and devices were added up.
+    """
+
+    loss: Callable[..., tuple[Array, Sums]] = struct.field(pytree_node=False)
+    batches: Callable[..., Any] = struct.field(pytree_node=False)
+    evaluate: Callable[..., Mapping[str, Any]] = struct.field(pytree_node=False)
+    translate: Callable[..., Any] = struct.field(pytree_node=False)

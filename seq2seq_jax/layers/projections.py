@@ -1,0 +1,61 @@
+"""Tables of token vectors: embeddings, and the output projection that may share one of them."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from seq2seq_jax.interfaces import Array
+from seq2seq_jax.layers.recurrent import symmetric_uniform
+
+
+class Embedding(nn.Module):
+    """A table of V vectors of width D.
+
+    Attributes:
+        vocab_size: V.
+        features: D.
+        dtype: dtype of what `__call__` returns.
+        init_scale: drawn uniformly from [-init_scale, init_scale].
+    """
+
+    vocab_size: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    init_scale: float = 0.04
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(symmetric_uniform(self.init_scale), ("vocab", "embed"))
+        self.table = self.param("table", init, (self.vocab_size, self.features))
+
+    def __call__(self, tokens: Array) -> Array:
+        """Tokens `[...]` int32 to vectors `[..., D]`."""
+        return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+
+
+class Softmax(nn.Module):
+    """The output projection, kernel `[V, D]` and bias `[V]`; the kernel may be an embedding's table.
+
+    Attributes:
+        vocab_size: V.
+        features: D.
+        own_kernel: False where the kernel is shared and given by the caller.
+        init_scale: the kernel is drawn uniformly from [-init_scale, init_scale].
+    """
+
+    vocab_size: int
+    features: int
+    own_kernel: bool = True
+    init_scale: float = 0.04
+
+    def setup(self) -> None:
+        if self.own_kernel:
+            init = nn.with_logical_partitioning(symmetric_uniform(self.init_scale), ("vocab", "embed"))
+            self.kernel = self.param("kernel", init, (self.vocab_size, self.features))
+        self.bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (self.vocab_size,)
+        )
+
+    def weights(self, shared: Array | None = None) -> tuple[Array, Array]:
+        """Kernel `[V, D]` and bias `[V]`, float32."""
+        return (self.kernel if shared is None else shared), self.bias

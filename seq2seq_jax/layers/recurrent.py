@@ -1,0 +1,208 @@
+"""Long short-term memory over whole sequences, with a backward pass written by hand.
+
+    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)     g = tanh(z_g)     z = x W + h U + b
+    c' = f c + i g                                          h' = o tanh(c')
+
+(Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates in the order
+i, f, g, o.) Inside, everything is time-major: `[T, B, ...]`.
+
+What makes it fast: the input products of all steps are one product before the loop; the loop of
+the backward pass carries dh and dc only, and the gradient of U is one product after it, where
+`grad(lax.scan)` would add to it at every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Bool, Float
+
+from seq2seq_jax.interfaces import Array
+
+Carry = tuple[Array, Array]
+"""Cell and output, `(c [B, H], h [B, H])`, both float32."""
+
+
+def lstm_gates(z: Array) -> tuple[Array, Array, Array, Array]:
+    """Splits pre-activations `[..., 4H]` into the activated gates i, f, g, o."""
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+
+
+def lstm_cell(z: Array, c: Array) -> Carry:
+    """One step from the pre-activations `[B, 4H]` and the old cell `[B, H]` to `(c', h')`."""
+    i, f, g, o = lstm_gates(z)
+    c = f * c + i * g
+    return c, o * jnp.tanh(c)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _lstm(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+    """Cells and outputs of every step, `[T, B, H]` each; a masked step repeats the state before it."""
+    (_, cells, outputs), _ = _lstm_forward(projected, kernel, mask, c0, h0, reverse)
+    return cells, outputs
+
+
+def _lstm_forward(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool):  # noqa: ANN202
+    def step(carry: Carry, inputs: tuple[Array, Array]):  # noqa: ANN202
+        c, h = carry
+        x, real = inputs
+        z = x.astype(jnp.float32) + jnp.dot(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+        gates = jnp.concatenate(lstm_gates(z), axis=-1)
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        new_c = f * c + i * g
+        c = jnp.where(real[:, None], new_c, c)
+        h = jnp.where(real[:, None], o * jnp.tanh(new_c), h)
+        return (c, h), (gates.astype(projected.dtype), c, h)
+
+    _, saved = jax.lax.scan(step, (c0, h0), (projected, mask), reverse=reverse)
+    return saved, (kernel, mask, c0, h0)
+
+
+def _lstm_fwd(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool):  # noqa: ANN202
+    (gates, cells, outputs), rest = _lstm_forward(projected, kernel, mask, c0, h0, reverse)
+    return (cells, outputs), (gates, cells, outputs, *rest)
+
+
+def _before(states: Array, initial: Array, reverse: bool) -> Array:
+    """The state each step started from, `[T, B, H]`."""
+    if reverse:
+        return jnp.concatenate([states[1:], initial[None]])
+    return jnp.concatenate([initial[None], states[:-1]])
+
+
+def _lstm_bwd(reverse: bool, saved, cotangents):  # noqa: ANN001, ANN202
+    gates, cells, outputs, kernel, mask, c0, h0 = saved
+    kernel_t = kernel.T
+
+    def step(carry: Carry, inputs):  # noqa: ANN001, ANN202
+        dc, dh = carry
+        act, c, c_before, real, dc_out, dh_out = inputs
+        i, f, g, o = jnp.split(act.astype(jnp.float32), 4, axis=-1)
+        dc, dh = dc + dc_out, dh + dh_out
+        tanh_c = jnp.tanh(c)
+        d = dc + dh * o * (1.0 - tanh_c * tanh_c)
+        dz = jnp.concatenate(
+            [d * g * i * (1.0 - i), d * c_before * f * (1.0 - f), d * i * (1.0 - g * g), dh * tanh_c * o * (1.0 - o)],
+            axis=-1,
+        )
+        real = real[:, None]
+        dz = jnp.where(real, dz, 0.0).astype(kernel.dtype)
+        dh = jnp.dot(dz, kernel_t, preferred_element_type=jnp.float32) + jnp.where(real, 0.0, dh)
+        return (jnp.where(real, d * f, dc), dh), dz.astype(gates.dtype)
+
+    xs = (gates, cells, _before(cells, c0, reverse), mask, *cotangents)
+    (dc0, dh0), dz = jax.lax.scan(step, (jnp.zeros_like(c0), jnp.zeros_like(h0)), xs, reverse=not reverse)
+    h_before = _before(outputs, h0, reverse).astype(kernel.dtype)
+    d_kernel = jnp.einsum("tbh,tbz->hz", h_before, dz.astype(kernel.dtype), preferred_element_type=jnp.float32)
+    return dz, d_kernel.astype(kernel.dtype), None, dc0, dh0
+
+
+_lstm.defvjp(_lstm_fwd, _lstm_bwd)
+
+
+def lstm(
+    projected: Float[Array, "T B Z"],
+    recurrent_kernel: Float[Array, "H Z"],
+    mask: Bool[Array, "T B"],
+    *,
+    initial: Carry | None = None,
+    reverse: bool = False,
+) -> tuple[Float[Array, "T B H"], Carry]:
+    """Runs an LSTM over time-major sequences of different lengths.
+
+    A masked step leaves the state as it was and gives a zero output, so that padding before, after
+    or between the real steps changes nothing, in either direction.
+
+    Args:
+        projected: `[T, B, 4H]`, input products of all steps with the bias added.
+        recurrent_kernel: `[H, 4H]`; its dtype is the one that products are made in.
+        mask: `[T, B]`, True where a step is real.
+        initial: state before the first step; zeros if absent.
+        reverse: run from the last step to the first; outputs stay where their inputs are.
+
+    Returns:
+        The outputs `[T, B, H]` float32 (zero where masked), and the state after the last real step.
+    """
+    batch, width = projected.shape[1], recurrent_kernel.shape[0]
+    zeros = jnp.zeros((batch, width), jnp.float32)
+    c0, h0 = initial if initial is not None else (zeros, zeros)
+    cells, outputs = _lstm(projected, recurrent_kernel, mask, c0, h0, reverse)
+    last = 0 if reverse else -1
+    return jnp.where(mask[..., None], outputs, 0.0), (cells[last], outputs[last])
+
+
+class LSTM(nn.Module):
+    """The parameters of one LSTM layer, and the two ways to run it: a whole sequence, or one step.
+
+    The input may come in parts (a layer below and an attention context, say): each part meets its
+    own rows of the one input kernel and nothing is concatenated.
+
+    Attributes:
+        features: H, width of the output.
+        input_features: widths of the parts of the input.
+        dtype: dtype of the products; the state stays float32.
+        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+    """
+
+    features: int
+    input_features: tuple[int, ...]
+    dtype: jnp.dtype = jnp.float32
+    init_scale: float = 0.04
+
+    def setup(self) -> None:
+        uniform = symmetric_uniform(self.init_scale)
+        width = 4 * self.features
+        self.input_kernel = self.param(
+            "input_kernel",
+            nn.with_logical_partitioning(uniform, ("embed", "gates")),
+            (sum(self.input_features), width),
+        )
+        self.recurrent_kernel = self.param(
+            "recurrent_kernel", nn.with_logical_partitioning(uniform, ("hidden", "gates")), (self.features, width)
+        )
+        self.bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("gates",)), (width,))
+
+    def kernels(self) -> list[Array]:
+        """The rows of the input kernel that belong to each part, `[part, 4H]`, in the compute dtype."""
+        ends = [sum(self.input_features[: n + 1]) for n in range(len(self.input_features))]
+        return jnp.split(self.input_kernel.astype(self.dtype), ends[:-1])
+
+    def project(self, *parts: Array) -> Array:
+        """Input products plus bias, `[..., 4H]`: all that can be done before the loop.
+
+        A part that is None is left out (its product can be added later, inside a loop).
+        """
+        projected = self.bias.astype(self.dtype)
+        for part, kernel in zip(parts, self.kernels(), strict=True):
+            if part is not None:
+                projected = projected + part.astype(self.dtype) @ kernel
+        return projected
+
+    def __call__(
+        self, *parts: Array, mask: Array, initial: Carry | None = None, reverse: bool = False
+    ) -> tuple[Array, Carry]:
+        """Runs over whole sequences: parts `[T, B, part]` to outputs `[T, B, H]` and the last state."""
+        kernel = self.recurrent_kernel.astype(self.dtype)
+        outputs, carry = lstm(self.project(*parts), kernel, mask, initial=initial, reverse=reverse)
+        return outputs.astype(self.dtype), carry
+
+    def step(self, *parts: Array, carry: Carry) -> Carry:
+        """Runs one step: parts `[B, part]` and the old state to the new state."""
+        c, h = carry
+        kernel = self.recurrent_kernel.astype(self.dtype)
+        recurrent = jnp.dot(h.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return lstm_cell(self.project(*parts).astype(jnp.float32) + recurrent, c)
+
+
+def symmetric_uniform(scale: float) -> nn.initializers.Initializer:
+    """Draws parameters uniformly from [-scale, scale], as the recurrent papers do."""
+
+    def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -scale, scale)
+
+    return init

@@ -1,0 +1,283 @@
+"""The command line: flags, modes, and one clear line for what is wrong.
+
+    python -m seq2seq_jax.main --config=configs/gnmt.py[:preset] [--workdir=DIR] [--mode=MODE]
+        [--config.section.key=value ...]
+
+Imports nothing heavy before it knows what to do, so that `--help` and refusals are quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from seq2seq_jax.config import check_config, default_config, flatten, suggest_key
+from seq2seq_jax.errors import DivergedError, NoUsableCheckpointError, Terminated, UserError
+
+MODES = ("train", "evaluate", "translate", "describe")
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset: configs/gnmt.py:multi30k")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there."
+)
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+_INPUT = flags.DEFINE_string("input", None, "translate: file to read, a sentence a line. Default: standard input.")
+_OUTPUT = flags.DEFINE_string("output", None, "translate: file to write. Default: standard output.")
+_NBEST = flags.DEFINE_integer("nbest", 0, "translate: print so many candidates a line, in Moses's format.")
+_JSON = flags.DEFINE_boolean("json", False, "evaluate, describe: one JSON object on standard output, nothing else.")
+_FRESH = flags.DEFINE_boolean("fresh", False, "train: move an old run in the folder aside and start anew.")
+_DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of a user's error too.")
+_OWN = ("config", "workdir", "mode", "input", "output", "nbest", "json", "fresh", "debug")
+
+HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
+
+  python -m seq2seq_jax.main --config=configs/gnmt.py[:preset] [--workdir=DIR] [--mode=MODE]
+      [--config.section.key=value ...]
+
+modes:
+  train      (default) trains or resumes, then evaluates on the test split
+  evaluate   scores a trained run on the test split
+  translate  lines in, lines out: --input, --output, --nbest
+  describe   parameters, memory, steps and compilations of a config; runs nothing
+
+flags:
+"""
+
+
+def run() -> None:
+    """The console command: exits with the codes of `seq2seq_jax.errors`."""
+    sys.exit(main(sys.argv))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line and returns the exit code."""
+    try:
+        return _run(list(argv))
+    except (UserError, DivergedError, NoUsableCheckpointError) as error:
+        if "--debug" in argv:
+            raise
+        print(f"seq2seq_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except Terminated as error:
+        print(f"seq2seq_jax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str]) -> int:
+    if any(arg in ("--help", "-h", "-help", "--helpfull", "--helpshort") for arg in argv[1:]):
+        print(HELP + "\n".join(f"  --{name:8s} {FLAGS[name].help}" for name in _OWN))
+        return 0
+    _parse(argv)
+    config, root = _CONFIG.value, _find_root()
+    check_config(config)
+    if _MODE.value == "describe":
+        return _describe(config, root)
+    _set_up_jax()
+    if _MODE.value == "train":
+        return _train(config, root)
+    if _MODE.value == "evaluate":
+        from seq2seq_jax import modes
+
+        return _report(modes.evaluate(config, root), root)
+    return _translate(config, root)
+
+
+def _parse(argv: list[str]) -> None:
+    """Lets absl parse, with one clear line for everything it would answer with a traceback.
+
+    Raises:
+        UserError: something on the command line is wrong.
+    """
+    given = [arg for arg in argv[1:] if arg.startswith("--config=") or arg == "--config"]
+    workdir = _value_of(argv, "workdir")
+    if not given:
+        if workdir is None:
+            raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
+        saved = Path(workdir) / "config.json"
+        if not saved.exists():
+            raise UserError(f"{saved}: there is no run in this --workdir; give --config=configs/NAME.py to start one.")
+        argv = [argv[0], f"--config={Path(__file__).with_name('saved_config.py')}:{saved}", *argv[1:]]
+    else:
+        _check_config_file(_value_of(argv, "config") or "")
+    try:
+        rest = FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_explain_unknown(error.flagname)) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_explain(str(error))) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --; did you mean --config={rest[1]}?")
+    if _MODE.value not in MODES:
+        near = difflib.get_close_matches(_MODE.value, MODES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {_MODE.value!r} instead{hint}")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
+    for flag, modes in ((_INPUT, ("translate",)), (_OUTPUT, ("translate",)), (_NBEST, ("translate",)),
+                        (_JSON, ("evaluate", "describe")), (_FRESH, ("train",))):  # fmt: skip
+        if FLAGS[flag.name].present and flag.value and _MODE.value not in modes:
+            raise UserError(f"--{flag.name} goes with --mode={' or '.join(modes)}, but the mode is {_MODE.value!r}.")
+
+
+def _value_of(argv: Sequence[str], name: str) -> str | None:
+    """The value of a string flag before absl has parsed; the last one counts."""
+    value = None
+    for n, arg in enumerate(argv):
+        if arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+        elif arg == f"--{name}" and n + 1 < len(argv):
+            value = argv[n + 1]
+    return value
+
+
+def _check_config_file(value: str) -> None:
+    path = Path(value.partition(":")[0])
+    if path.is_file():
+        return
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    known = sorted(str(found) for found in folder.glob("*.py")) if folder.is_dir() else []
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}?" if near else "give a Python file with a function get_config()."
+    raise UserError(f"--config={value}: {path} is no file; {hint}")
+
+
+def _explain_unknown(name: str) -> str:
+    if name.startswith("config."):
+        near = suggest_key(name.removeprefix("config."), default_config())
+        return f"--{name} is no key of this config" + (f"; did you mean --config.{near}?" if near else ".")
+    near_flags = difflib.get_close_matches(name, _OWN, n=1)
+    return f"--{name} is no flag" + (f"; did you mean --{near_flags[0]}?" if near_flags else "; see --help.")
+
+
+def _explain(problem: str) -> str:
+    """Turns the words of absl and ml_collections into the command line's own."""
+    for arg in sys.argv[1:]:
+        name = arg.partition("=")[0].removeprefix("--")
+        if name.startswith("config."):
+            key = name.removeprefix("config.")
+            defaults = flatten(default_config()) | flatten(default_config("lstm"))
+            if key not in defaults and _names(problem, key):
+                return _explain_unknown(name)
+            if key in defaults and _names(problem, key):
+                kind, value = type(defaults[key]).__name__, arg.partition("=")[2]
+                return f"--{name} must be of type {kind} (like {defaults[key]!r}), but is {value!r} instead."
+    return f"the command line: {problem}"
+
+
+def _names(problem: str, key: str) -> bool:
+    return any(part and part in problem for part in (key, key.rpartition(".")[2], key.partition(".")[0]))
+
+
+def _find_root() -> Path:
+    """The run's folder, absolute."""
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value).expanduser().absolute()
+    file, _, preset = str(FLAGS["config"].config_filename).partition(":")
+    name = Path(file).stem
+    return (Path("runs") / (f"{name}-{preset}" if preset else name)).absolute()
+
+
+def _set_up_jax() -> None:
+    """The persistent compilation cache: a second start does not compile again."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "seq2seq_jax" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _describe(config: ConfigDict, root: Path) -> int:
+    from seq2seq_jax.describe import describe, render
+
+    report = describe(config, root)
+    print(json.dumps(report) if _JSON.value else render(report))
+    return 0
+
+
+def _train(config: ConfigDict, root: Path) -> int:
+    from seq2seq_jax import modes
+    from seq2seq_jax.workdir import claim
+
+    with claim(root, fresh=_FRESH.value):
+        return _report(modes.train(config, root), root)
+
+
+def _report(results: dict[str, Any], root: Path) -> int:
+    """Prints what a run came to."""
+    if _JSON.value:
+        print(json.dumps(results))
+        return 0
+    scores = results["test"]
+    for sample in scores["samples"]:
+        print(f"\n  source     {sample['source']}\n  hypothesis {sample['hypothesis']}\n  reference  {sample['reference']}")
+        if "attention" in sample:
+            print(f"  attention  {root / sample['attention']}")
+    print(f"\ntest ({scores['sentences']} sentences, step {scores['step']}, beam {scores['beam_size']}):")
+    for name in ("bleu", "chrf", "bleu_tokenized_lowercase"):
+        if name in scores:
+            print(f"  {name:26s}{scores[name]:6.2f}   {scores[f'{name}_signature']}")
+    print(f"run: {root}")
+    return 0
+
+
+def _translate(config: ConfigDict, root: Path) -> int:
+    from seq2seq_jax import modes
+
+    target = Path(_OUTPUT.value) if _OUTPUT.value else None
+    lines = _read_input(_INPUT.value)
+    if target is None:
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+        modes.translate(config, root, lines, sys.stdout, nbest=_NBEST.value)
+        return 0
+    part = target.with_name(target.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as output:
+            modes.translate(config, root, lines, output, nbest=_NBEST.value)
+        part.replace(target)  # only whole output gets the name that was asked for
+    except OSError as error:
+        raise UserError(f"--output={target}: cannot be written ({error.strerror}); choose another place.") from error
+    return 0
+
+
+def _read_input(path: str | None) -> Iterator[str]:
+    """Lines without their ends, from a file or standard input; only "\\n" ends a line."""
+    if path is None:
+        sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+        return _lines(sys.stdin, "standard input")
+    try:
+        return _lines(open(path, encoding="utf-8", newline="\n"), path)  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"--input={path}: cannot be read ({error.strerror}).") from error
+
+
+def _lines(stream: TextIO, name: str) -> Iterator[str]:
+    number = 0
+    try:
+        for line in stream:
+            number += 1
+            yield line.removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: line {number + 1} or one soon after it is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+            "convert the text with iconv."
+        ) from error
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,9 @@
+"""One paper, one file. `MODELS` is the table that a config's `model.name` is looked up in."""
+
+from __future__ import annotations
+
+from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
+from seq2seq_jax.models.lstm import LSTMConfig, LSTMSeq2Seq
+
+MODELS = {"gnmt": (GNMT, GNMTConfig), "lstm": (LSTMSeq2Seq, LSTMConfig)}
+"""name -> (linen module, its frozen Config)."""

@@ -1,0 +1,242 @@
+"""Google's Neural Machine Translation system (Wu et al. 2016, arXiv 1609.08144).
+
+              context a_t ────────────┬──────────┬───────── ... to every decoder layer
+                   ▲                  ▼          ▼
+    encoder ──► attention        decoder 1 ► decoder 2 ► decoder 3 (+) ... ► softmax
+       ▲           ▲                  │
+     L ... (+)     └── query ─────────┘   residual connections (+) from the third layer on
+     3 (+)
+     2
+     1 both directions
+       ▲
+     source
+
+`attention_from="previous_step"` is the paper (section 3, equation 4): the bottom decoder layer's
+output of the step before asks, and the answer is fed to every decoder layer, the bottom one
+included, so that the bottom layer and the attention are one loop over the target.
+`attention_from="current_step"` is the variant that NVIDIA trains: the bottom layer runs over the
+whole target first and without a context, all its outputs ask at once, and the layers above get the
+answers. Every layer then runs over whole sequences.
+
+Differs from the paper: dropout on every non-recurrent connection (Zaremba et al. 2014), the top
+output included; no clipping of the accumulators (section 6); one device's program, which the rules
+of `seq2seq_jax.parallel` spread over a mesh. The decoder starts from zeros, as the paper has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn, struct
+
+from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
+from seq2seq_jax.layers.attention import AdditiveAttention, attend
+from seq2seq_jax.layers.dropout import Dropout, dropout_mask
+from seq2seq_jax.layers.projections import Embedding, Softmax
+from seq2seq_jax.layers.recurrent import LSTM, lstm_cell
+
+ATTENTION_FROM = ("previous_step", "current_step")
+SHARED = ("none", "target", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class GNMTConfig:
+    """Sizes and choices of one GNMT.
+
+    Attributes:
+        source_vocab: tokens in the source vocabulary.
+        target_vocab: tokens in the target vocabulary.
+        features: D, width of embeddings, layers and attention values.
+        encoder_layers: layers of the encoder, the bottom one running in both directions.
+        decoder_layers: layers of the decoder.
+        attention_features: A, width of the attention's hidden layer.
+        attention_from: whose output asks: "previous_step" (paper) or "current_step" (NVIDIA).
+        share_embeddings: "none" (three tables), "target" (target embedding = softmax kernel) or
+            "all" (one table; needs one vocabulary for both sides).
+        dropout: rate on every non-recurrent connection.
+        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+        dtype: dtype of the products, "float32" or "bfloat16"; parameters and states are float32.
+    """
+
+    source_vocab: int
+    target_vocab: int
+    features: int = 1024
+    encoder_layers: int = 8
+    decoder_layers: int = 8
+    attention_features: int = 1024
+    attention_from: str = "previous_step"
+    share_embeddings: str = "none"
+    dropout: float = 0.2
+    init_scale: float = 0.04
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.attention_from not in ATTENTION_FROM:
+            raise ValueError(f"`attention_from` must be one of {ATTENTION_FROM}, but is {self.attention_from!r} instead.")
+        if self.share_embeddings not in SHARED:
+            raise ValueError(f"`share_embeddings` must be one of {SHARED}, but is {self.share_embeddings!r} instead.")
+        if self.share_embeddings == "all" and self.source_vocab != self.target_vocab:
+            raise ValueError(
+                f"`share_embeddings` 'all' must have one vocabulary for both sides, but the sizes are "
+                f"{self.source_vocab} and {self.target_vocab} instead; use a joint vocabulary or 'target'."
+            )
+        for name in ("features", "encoder_layers", "decoder_layers", "attention_features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)} instead.")
+        if self.attention_from == "current_step" and self.decoder_layers < 2:
+            raise ValueError(
+                "`decoder_layers` must be at least 2 with `attention_from` 'current_step', whose bottom layer has no "
+                f"context, but is {self.decoder_layers} instead."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
+
+
+@struct.dataclass
+class GNMTCache:
+    """The state of every decoder layer; `h[:, 0]` is also what the paper's attention is asked with."""
+
+    c: Array  # [B, L, D] float32
+    h: Array  # [B, L, D] float32
+
+
+class GNMT(nn.Module):
+    """Encoder, attention and decoder of GNMT; keeps the `Seq2Seq` protocol."""
+
+    config: GNMTConfig
+
+    def setup(self) -> None:
+        cfg = self.config
+        dtype, scale = jnp.dtype(cfg.dtype), cfg.init_scale
+        width = cfg.features
+
+        def layer(*inputs: int) -> LSTM:
+            return LSTM(width, inputs, dtype=dtype, init_scale=scale)
+
+        self.target_embedding = Embedding(cfg.target_vocab, width, dtype, scale)
+        self.source_embedding = (
+            self.target_embedding
+            if cfg.share_embeddings == "all"
+            else Embedding(cfg.source_vocab, width, dtype, scale)
+        )
+        self.softmax = Softmax(cfg.target_vocab, width, own_kernel=cfg.share_embeddings == "none", init_scale=scale)
+        self.encoder_bottom_forward = layer(width)
+        self.encoder_bottom_backward = layer(width)
+        self.encoder = [layer(2 * width if n == 0 else width) for n in range(cfg.encoder_layers - 1)]
+        memory_width = self.memory_features
+        first = (width, memory_width) if cfg.attention_from == "previous_step" else (width,)
+        self.decoder = [layer(*(first if n == 0 else (width, memory_width))) for n in range(cfg.decoder_layers)]
+        self.attention = AdditiveAttention(cfg.attention_features, width, memory_width, dtype, scale)
+        self.dropout = Dropout(cfg.dropout)
+
+    @property
+    def memory_features(self) -> int:
+        """Width of the encoder's output: D, or 2D where the bidirectional layer is the only one."""
+        return self.config.features * (2 if self.config.encoder_layers == 1 else 1)
+
+    def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
+        """Source tokens `[B, S]` to the memory that the decoder attends to."""
+        mask = source_mask.T
+        x = self.dropout(self.source_embedding(source.T), train=train)  # [S, B, D]
+        ahead, _ = self.encoder_bottom_forward(x, mask=mask)
+        back, _ = self.encoder_bottom_backward(x, mask=mask, reverse=True)
+        x = jnp.concatenate([ahead, back], axis=-1)  # [S, B, 2D]
+        for n, layer in enumerate(self.encoder):
+            y, _ = layer(self.dropout(x, train=train), mask=mask)
+            x = y + x if n >= 1 else y
+        hidden = self.dropout(x, train=train).swapaxes(0, 1) * source_mask[..., None].astype(x.dtype)
+        return Memory(hidden=hidden, mask=source_mask, projected=self.attention.project_keys(hidden))
+
+    def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
+        """Teacher forcing over `target_in` `[B, T]`. Padding comes last, so that no step needs a mask."""
+        mask = jnp.ones(target_in.T.shape, bool)
+        x = self.dropout(self.target_embedding(target_in.T), train=train)  # [T, B, D]
+        if self.config.attention_from == "previous_step":
+            x, contexts, weights = self._attending_bottom(x, memory, train=train)
+        else:
+            x, _ = self.decoder[0](x, mask=mask)
+            contexts, weights = self.attention(x.swapaxes(0, 1), memory.projected, memory.hidden, memory.mask)
+            contexts = contexts.swapaxes(0, 1)
+        for n, layer in enumerate(self.decoder[1:]):
+            y, _ = layer(self.dropout(x, train=train), self.dropout(contexts, train=train), mask=mask)
+            x = y + x if n >= 1 else y
+        hidden = self.dropout(x, train=train).swapaxes(0, 1)
+        return DecoderOutput(hidden=hidden, attention=weights)
+
+    def _attending_bottom(self, x: Array, memory: Memory, *, train: bool) -> tuple[Array, Array, Array]:
+        """The paper's bottom decoder layer: one loop over T in which the last output asks first.
+
+        Returns outputs `[T, B, D]`, contexts `[T, B, Dm]` and weights `[B, T, S]`.
+        """
+        bottom = self.decoder[0]
+        query_kernel, v = self.attention.weights()
+        _, context_kernel = bottom.kernels()
+        recurrent_kernel = bottom.recurrent_kernel.astype(context_kernel.dtype)
+        projected = bottom.project(x, None)  # [T, B, 4D]
+        length, batch, _ = x.shape
+        noise_shape = (length, batch, self.memory_features)
+        rate = self.config.dropout if train else 0.0
+        noise = dropout_mask(self.make_rng("dropout"), rate, noise_shape, x.dtype) if rate else None
+
+        @jax.checkpoint
+        def step(carry: tuple[Array, Array], inputs: tuple[Array, Array | None]):  # noqa: ANN202
+            c, h = carry
+            z, factor = inputs
+            h = h.astype(context_kernel.dtype)
+            context, weights = attend((h @ query_kernel)[:, None], memory.projected, memory.hidden, memory.mask, v)
+            context, weights = context[:, 0], weights[:, 0]
+            read = context if factor is None else context * factor
+            c, h = lstm_cell((z + read @ context_kernel + h @ recurrent_kernel).astype(jnp.float32), c)
+            return (c, h), (h, context, weights)
+
+        zeros = jnp.zeros((batch, self.config.features), jnp.float32)
+        _, (outputs, contexts, weights) = jax.lax.scan(step, (zeros, zeros), (projected, noise))
+        return outputs.astype(x.dtype), contexts, weights.swapaxes(0, 1)
+
+    def init_cache(self, memory: Memory, max_len: int) -> GNMTCache:
+        """All states zero; `max_len` is not needed by a recurrent decoder."""
+        shape = (memory.mask.shape[0], self.config.decoder_layers, self.config.features)
+        return GNMTCache(c=jnp.zeros(shape, jnp.float32), h=jnp.zeros(shape, jnp.float32))
+
+    def decode_step(self, token: Array, step: Array, memory: Memory, cache: GNMTCache) -> StepOutput:
+        """One step from the previous tokens `[B]`; agrees with `decode`."""
+        del step  # a recurrent decoder's clock is its state
+        dtype = jnp.dtype(self.config.dtype)
+
+        def ask(h: Array) -> tuple[Array, Array]:
+            contexts, weights = self.attention(h[:, None], memory.projected, memory.hidden, memory.mask)
+            return contexts[:, 0], weights[:, 0]
+
+        states = [(cache.c[:, n], cache.h[:, n]) for n in range(self.config.decoder_layers)]
+        x = self.target_embedding(token)
+        if self.config.attention_from == "previous_step":
+            context, weights = ask(states[0][1])
+            states[0] = self.decoder[0].step(x, context, carry=states[0])
+        else:
+            states[0] = self.decoder[0].step(x, carry=states[0])
+            context, weights = ask(states[0][1])
+        x = states[0][1].astype(dtype)
+        for n, layer in enumerate(self.decoder[1:], start=1):
+            states[n] = layer.step(x, context, carry=states[n])
+            y = states[n][1].astype(dtype)
+            x = y + x if n >= 2 else y
+        new = GNMTCache(c=jnp.stack([c for c, _ in states], 1), h=jnp.stack([h for _, h in states], 1))
+        return StepOutput(hidden=x, attention=weights, cache=new)
+
+    def softmax_weights(self) -> tuple[Array, Array]:
+        """Kernel `[V, D]` and bias `[V]` of the output projection, float32."""
+        shared = None if self.config.share_embeddings == "none" else self.target_embedding.table
+        return self.softmax.weights(shared)
+
+    def project(self, hidden: Array) -> Array:
+        """Hidden states `[..., D]` to logits `[..., V]` float32."""
+        kernel, bias = self.softmax_weights()
+        kernel = kernel.astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32) + bias
+
+    def __call__(self, source: Array, source_mask: Array, target_in: Array, *, train: bool = False) -> Array:
+        """Everything at once, logits `[B, T, V]`: makes the parameters, and serves small studies."""
+        memory = self.encode(source, source_mask, train=train)
+        return self.project(self.decode(target_in, memory, train=train).hidden)

@@ -1,0 +1,424 @@
+"""What `--mode` can be: one function for each, from a config and a folder to what people see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from ml_collections import ConfigDict
+
+from seq2seq_jax.config import RESUMABLE, check_resume, load_config, save_config
+from seq2seq_jax.data.pipeline import TokenPairs, batches, build_batch, tokenise
+from seq2seq_jax.data.plan import BatchPlan, make_plan
+from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.errors import Terminated, UserError
+from seq2seq_jax.experiment import (
+    Experiment,
+    Splits,
+    build,
+    count_parameters,
+    hash_parameters,
+    obtain_vocabs,
+    open_splits,
+    versions,
+)
+from seq2seq_jax.evaluate.attention_maps import save_attention_map
+from seq2seq_jax.evaluate.text import corpus_scores
+from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.parallel.shard import place_batch
+from seq2seq_jax.serve.translate import moses_nbest, stream
+from seq2seq_jax.tasks.translation import Translation, make_loss
+from seq2seq_jax.train.checkpoints import Checkpoints, Restored
+from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
+from seq2seq_jax.train.signals import StopSignal
+from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, replace_text, write_json
+
+ROWS_MULTIPLE = 8  # rows of a batch divide by it, so that 1, 2, 4 or 8 devices see the same batches
+DEV_SHAPES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Where a run keeps its things."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The config the run was started with."""
+        return self.root / "config.json"
+
+    @property
+    def vocab(self) -> Path:
+        """Folder of the vocabularies."""
+        return self.root / "vocab"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Numbers of the training, JSON Lines."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """What the run came to."""
+        return self.root / "results.json"
+
+    @property
+    def outputs(self) -> Path:
+        """Decoded outputs and pictures."""
+        return self.root / "outputs"
+
+
+def say(text: str) -> None:
+    """Tells people something: on standard error, because standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------- train
+
+
+def train(config: ConfigDict, root: Path) -> dict[str, Any]:
+    """Trains or resumes the run in `root`, then evaluates the best checkpoint on the test split."""
+    started = time.monotonic()
+    folder = Folder(root)
+    if folder.config.exists():
+        check_resume(config, load_config(folder.config), folder.config)
+    splits = open_splits(config)
+    vocabs = obtain_vocabs(config, folder.vocab, splits.train)
+    experiment = build(config, vocabs)
+    save_config(config, folder.config)
+    corpus = Corpus.make(experiment, splits)
+    say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
+    with StopSignal() as stop, Checkpoints(
+        folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=say
+    ) as checkpoints, MetricsFile(folder.metrics) as metrics:
+        state, meta = _start(experiment, checkpoints, corpus, splits)
+        first = int(state.step)
+        metrics.truncate_after(first)
+        _tell_start(experiment, state, first, time.monotonic() - started)
+        with Progress(config.train.steps, start=first) as progress:
+            run = _make_run(experiment, corpus, splits, stop, progress)
+            if meta and not meta["evaluated"] and _is_evaluated(config, first):
+                _evaluate_late(run, state, meta, checkpoints, metrics, progress, stop)
+            state = fit(run, state, checkpoints=checkpoints, metrics=metrics, progress=progress, stop=stop)
+        checkpoints.wait()
+        trained = {"parameters_sha256": hash_parameters(state.params), "steps": int(state.step)}
+        chosen = _choose(experiment, checkpoints, state)
+        scores = evaluate_test(experiment, chosen, splits.test, folder, stop)
+        totals = _sum_up(folder.metrics)
+    results = {
+        "test": scores,
+        "parameters": count_parameters(state.params),
+        **trained,
+        **totals,
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "corpus_sha256": splits.digests,
+        "vocab_sha256": vocabs.digest,
+        "versions": versions(),
+        "devices": [device.device_kind for device in experiment.mesh.devices.flat],
+        "config": config.to_dict(),
+    }
+    write_json(folder.results, results)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Train and dev as tokens, and the plan of their batches."""
+
+    pairs: TokenPairs
+    plan: BatchPlan
+    dev: TokenPairs
+    dev_plan: BatchPlan
+
+    @classmethod
+    def make(cls, experiment: Experiment, splits: Splits) -> Corpus:
+        """Tokenises both and plans the batches."""
+        data, seed = experiment.config.data, experiment.config.train.seed
+        pairs = tokenise(splits.train, experiment.vocabs)
+        dev = tokenise(splits.dev, experiment.vocabs)
+        sizes = {"rows_multiple": ROWS_MULTIPLE, "tokens_per_batch": data.tokens_per_batch}
+        sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
+        plan = make_plan(
+            pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes
+        )
+        dev_plan = make_plan(
+            dev.source_lengths, dev.target_lengths, seed=seed, max_shapes=DEV_SHAPES, shuffle=False, **sizes
+        )
+        return cls(pairs, plan, dev, dev_plan)
+
+
+def _start(
+    experiment: Experiment, checkpoints: Checkpoints, corpus: Corpus, splits: Splits
+) -> tuple[TrainState, Mapping[str, Any] | None]:
+    """The newest usable state, or a new one; and what its checkpoint says of itself."""
+    restored = checkpoints.restore(experiment.abstract_state())
+    if restored is None:
+        return experiment.init(), None
+    expected = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
+    for key, value in expected.items():
+        if restored.meta.get(key) != value:
+            what = "vocabulary" if key.startswith("vocab") else "training corpus"
+            raise UserError(
+                f"{checkpoints.directory}: the checkpoints were made with another {what} ({key} "
+                f"{str(restored.meta.get(key))[:12]}, now {value[:12]}); put it back, or use another --workdir."
+            )
+    try:
+        position = corpus.plan.batch_index(restored.meta["examples"])
+    except ValueError as error:
+        raise UserError(f"{checkpoints.directory}: the place in the data cannot be found again: {error}") from error
+    if position != restored.step:
+        raise UserError(
+            f"{checkpoints.directory}: step {restored.step} had read {restored.meta['examples']} examples, "
+            f"which is batch {position} of this plan; the config of the data is not what it was."
+        )
+    return restored.state, restored.meta
+
+
+def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: float) -> None:
+    devices = experiment.mesh.devices
+    kind = f"{devices.size} x {devices.flat[0].device_kind}"
+    begin = f"resuming at step {first}" if first else "starting"
+    count = count_parameters(state.params)
+    say(f"{experiment.config.model.name}: {count:,} parameters on {kind}; {begin} after {format_duration(seconds)}")
+    if first >= experiment.config.train.steps:
+        say(f"step {first} is the last one (config.train.steps): nothing left to train, evaluating")
+
+
+def _make_run(
+    experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress
+) -> Run:
+    keys, plan = experiment.config.train, corpus.plan
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    prefetch = experiment.config.data.prefetch
+
+    def read(start: int) -> Iterator[Any]:
+        return batches(corpus.pairs, plan, start=start, stop=keys.steps, prefetch=prefetch, **hosts)
+
+    def meta(step: int) -> dict[str, Any]:
+        digests = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
+        return {"examples": plan.examples_before(step), **digests, "versions": versions()}
+
+    return Run(
+        step=CompiledStep(experiment.train_step(), shapes=len(plan.shapes), tell=progress.message),
+        batches=read,
+        place=lambda batch: place_batch(batch, experiment.mesh),
+        evaluate=_make_dev_evaluation(experiment, corpus, splits.dev, stop),
+        meta=meta,
+        learning_rate=experiment.schedule,
+        flops=experiment.step_flops,
+        peak_flops=experiment.peak_flops(),
+        steps=keys.steps,
+        save_every=keys.save_every,
+        evaluate_every=keys.evaluate_every,
+        log_every=keys.log_every,
+        max_skipped=keys.max_skipped,
+    )
+
+
+def _make_dev_evaluation(
+    experiment: Experiment, corpus: Corpus, dev: ParallelText, stop: StopSignal
+) -> Callable[[TrainState], dict[str, float]]:
+    """Builds `evaluate(state) -> {"loss", "perplexity", "bleu"}` on dev."""
+    config = experiment.config
+    translator = experiment.translator(beam_size=config.evaluate.dev_beam_size)
+    count = config.evaluate.dev_sentences or len(dev)
+    loss = make_loss(experiment.model, label_smoothing=0.0, chunk=experiment.chunk, train=False)
+    sums_of = jax.jit(lambda params, batch: loss(params, batch, None)[1])
+    plan = corpus.dev_plan
+
+    def poll() -> None:
+        if stop.requested:
+            raise Terminated("stopped by a signal during an evaluation")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        nll = weight = 0.0
+        for n in range(plan.batches_per_epoch):
+            poll()
+            batch = build_batch(corpus.dev, plan.batch(n))
+            sums = jax.device_get(sums_of(state.params, place_batch(batch, experiment.mesh)))
+            nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
+        found = translator.translate_many(state.params, dev.source[:count], poll=poll)
+        scores = corpus_scores(
+            [item.text for item in found], _references(dev)[:count], target=config.data.target, lowercase_tokenized=False
+        )
+        mean = nll / max(weight, 1.0)
+        return {"loss": mean, "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)), "bleu": scores["bleu"]}
+
+    return evaluate
+
+
+def _is_evaluated(config: ConfigDict, step: int) -> bool:
+    return step > 0 and (step % config.train.evaluate_every == 0 or step == config.train.steps)
+
+
+def _evaluate_late(
+    run: Run,
+    state: TrainState,
+    meta: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    metrics: MetricsFile,
+    progress: Progress,
+    stop: StopSignal,
+) -> None:
+    """The evaluation that a signal cut short, so that the choice of the best step is that of an unbroken run."""
+    step = int(state.step)
+    scores = evaluate_and_log(run, state, step, metrics, progress, stop)
+    if scores is None:
+        raise Terminated(f"stopped by a signal at step {step}; nothing was lost, start again to go on")
+    checkpoints.record_metrics(step, meta={**meta, "evaluated": True}, metrics=scores)
+
+
+def _choose(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> Restored:
+    """The best checkpoint by dev BLEU, or the last state where none was scored."""
+    best = checkpoints.best_step()
+    if best is None or best == int(state.step):
+        return Restored(int(state.step), state, {})
+    restored = checkpoints.restore(experiment.abstract_state(), step=best)
+    return restored or Restored(int(state.step), state, {})
+
+
+def _sum_up(path: Path) -> dict[str, Any]:
+    """Training speed over the whole run, from its log lines; a run in several parts counts as one."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [record for record in records if "source_tokens_per_second" in record]
+    last = lines[-1] if lines else {}
+    rates = [record["source_tokens_per_second"] + record["target_tokens_per_second"] for record in lines]
+    ordered = sorted(rates)
+    return {
+        "tokens_per_second": round(ordered[len(ordered) // 2], 1) if ordered else 0.0,
+        "pad_share": last.get("pad_share"),
+        "data_wait_share": last.get("data_wait_share"),
+        "train_loss": last.get("loss"),
+        "skipped_steps": sum(1 for record in records if record.get("event") == "skipped"),
+    }
+
+
+# ------------------------------------------------------------------------------------- evaluate
+
+
+def evaluate_test(
+    experiment: Experiment, chosen: Restored, test: ParallelText, folder: Folder, stop: StopSignal
+) -> dict[str, Any]:
+    """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder."""
+    config, references = experiment.config, _references(test)
+
+    def poll() -> None:
+        if stop.requested:
+            raise Terminated("stopped by a signal during the evaluation; start again to go on")
+
+    say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
+    started = time.monotonic()
+    found = experiment.translator().translate_many(chosen.state.params, test.source, poll=poll)
+    seconds = time.monotonic() - started
+    folder.outputs.mkdir(parents=True, exist_ok=True)
+    replace_text(folder.outputs / "test.hypotheses.txt", "".join(item.text + "\n" for item in found))
+    replace_text(folder.outputs / "test.source.txt", "".join(line + "\n" for line in test.source))
+    replace_text(folder.outputs / "test.references.txt", "".join(line + "\n" for line in references))
+    nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
+    replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
+    scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=config.data.target))
+    scores |= {"step": chosen.step, "sentences": len(test), "beam_size": config.decode.beam_size}
+    scores |= {"seconds": round(seconds, 1), "samples": _show_samples(experiment, found, test, folder)}
+    return scores
+
+
+def _show_samples(
+    experiment: Experiment, found: list[Translation], test: ParallelText, folder: Folder
+) -> list[dict[str, str]]:
+    """A few translations spread over the test split, each with a picture of its attention."""
+    count = min(experiment.config.evaluate.samples, len(found))
+    samples = []
+    for place in range(count):
+        n = place * len(found) // count
+        item = found[n]
+        sample = {"source": test.source[n], "hypothesis": item.text, "reference": _references(test)[n]}
+        if item.attention is not None:
+            path = folder.outputs / f"attention_{n:05d}.png"
+            pieces = experiment.vocabs.target.pieces(item.candidates[0].tokens)
+            title = f"sentence {n + 1}: {item.text}"
+            save_attention_map(
+                path, item.attention, source_pieces=item.source_pieces, target_pieces=pieces, title=title
+            )
+            sample["attention"] = str(path.relative_to(folder.root))
+        samples.append(sample)
+    return samples
+
+
+def _references(text: ParallelText) -> list[str]:
+    if text.target is None:
+        raise UserError(f"{text.name}: has no target side to score against.")
+    return text.target
+
+
+def evaluate(config: ConfigDict, root: Path) -> dict[str, Any]:
+    """Evaluates a trained run's best checkpoint on `config.data.test`."""
+    folder = Folder(root)
+    experiment, chosen = load_run(config, folder)
+    with StopSignal() as stop:
+        scores = evaluate_test(experiment, chosen, open_splits(config).test, folder, stop)
+    results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
+    write_json(folder.root / "evaluation.json", results)
+    return results
+
+
+def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
+    """A trained run and its best checkpoint (by dev BLEU; else the newest).
+
+    Raises:
+        UserError: nothing was trained here, or with another model.
+    """
+    saved = load_config(folder.config)
+    check_resume(config, saved, folder.config, free=(*RESUMABLE, "data.", "train."))
+    experiment = build(config, obtain_vocabs(config, folder.vocab, None))
+    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=say) as checkpoints:
+        restored = checkpoints.restore(experiment.abstract_state(), step=checkpoints.best_step())
+    if restored is None:
+        raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
+    vocab = restored.meta.get("vocab_sha256")
+    if vocab != experiment.vocabs.digest:
+        raise UserError(
+            f"{folder.vocab}: not the vocabulary this model was trained with (digest {experiment.vocabs.digest[:12]}, "
+            f"the checkpoint's is {str(vocab)[:12]}); put the run's own vocabulary back."
+        )
+    return experiment, restored
+
+
+# ------------------------------------------------------------------------------------ translate
+
+
+def translate(config: ConfigDict, root: Path, lines: Iterator[str], output: TextIO, *, nbest: int) -> int:
+    """Translates lines to `output` as they come; with `nbest` in Moses's n-best format. Returns the count."""
+    if nbest < 0:
+        raise UserError(f"--nbest must be at least 0 (0: the best alone), but is {nbest} instead.")
+    folder = Folder(root)
+    experiment, chosen = load_run(config, folder)
+    translator = experiment.translator(beam_size=max(nbest, config.decode.beam_size))
+    params: PyTree = chosen.state.params
+    seen = 0
+
+    def render(number: int, item: Translation) -> str:
+        nonlocal seen
+        seen += 1
+        if item.cut:
+            say(f"line {number + 1}: longer than config.decode.max_source_len tokens, the rest was cut off")
+        return moses_nbest(number, item.candidates[:nbest]) if nbest else item.text + "\n"
+
+    started = time.monotonic()
+    count = stream(
+        lines, output, translate=lambda group: translator.translate(params, group), render=render, most=translator.rows
+    )
+    say(f"translated {count} lines in {format_duration(time.monotonic() - started)} (step {chosen.step})")
+    return count

@@ -1,0 +1,1 @@
+"""Where arrays live: the mesh, the rules from logical to mesh axes, the shardings of a state."""

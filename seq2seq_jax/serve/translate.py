@@ -1,0 +1,97 @@
+"""Lines in, lines out, as a link of a pipe: answers come before the input ends, in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TextIO, TypeVar
+
+T = TypeVar("T")
+
+PAUSE = 0.02
+"""Seconds without a further line after which a group is translated as it is."""
+
+_END = None
+
+
+class Candidate(Protocol):
+    """One entry of an n-best list."""
+
+    text: str
+    score: float
+    log_prob: float
+
+
+def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
+    """Groups of lines as they come: whatever is there, at most `most`, at least one.
+
+    A thread reads ahead, so that a slow writer gets each line answered at once and a fast one gets
+    full groups. An error while reading is raised here.
+    """
+    arrived: queue.Queue[str | BaseException | None] = queue.Queue(maxsize=4 * most)
+
+    def read() -> None:
+        try:
+            for line in lines:
+                arrived.put(line)
+            arrived.put(_END)
+        except BaseException as error:  # handed over, and raised where the lines are used
+            arrived.put(error)
+
+    threading.Thread(target=read, name="read lines", daemon=True).start()
+    while True:
+        item = arrived.get()
+        group: list[str] = []
+        while isinstance(item, str):
+            group.append(item)
+            if len(group) == most:
+                break
+            try:
+                item = arrived.get(timeout=PAUSE)
+            except queue.Empty:
+                item = ""
+                break
+        if group:
+            yield group
+        if isinstance(item, BaseException):
+            raise item
+        if item is _END:
+            return
+
+
+def stream(
+    lines: Iterable[str],
+    output: TextIO,
+    *,
+    translate: Callable[[list[str]], Sequence[T]],
+    render: Callable[[int, T], str],
+    most: int,
+) -> int:
+    """Translates lines as they come and writes each group at once.
+
+    Args:
+        lines: the input, without line ends.
+        output: where the rendered text goes; flushed after every group.
+        translate: a group of lines to as many results.
+        render: line number (from 0) and result to what is written, line ends included.
+        most: most lines translated at a time.
+
+    Returns:
+        How many lines were translated.
+    """
+    count = 0
+    for group in gather(lines, most=most):
+        for result in translate(group):
+            output.write(render(count, result))
+            count += 1
+        output.flush()
+    return count
+
+
+def moses_nbest(number: int, candidates: Sequence[Candidate]) -> str:
+    """An n-best list as Moses writes it: `number ||| text ||| features ||| score`, a line each.
+
+    The feature `LogProb` is the model's log-probability; the last field is what the search ranked by.
+    """
+    return "".join(f"{number} ||| {c.text} ||| LogProb= {c.log_prob:.6f} ||| {c.score:.6f}\n" for c in candidates)

@@ -1,0 +1,1 @@
+"""What a benchmark is: data, vocabulary, loss, search and metrics put together."""

@@ -1,0 +1,106 @@
+"""The folder of a run's checkpoints on disk: which steps it holds, and how steps leave it.
+
+Every move is one rename, so that a kill at any moment leaves each step whole or gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from seq2seq_jax.errors import UserError
+
+QUARANTINE = "quarantine"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a step that is not committed yet
+_REMOVED = ".removed"  # a step on its way out
+
+
+def is_primary() -> bool:
+    """True on the one host that writes manifests and moves folders."""
+    return jax.process_index() == 0
+
+
+def prepare_folder(directory: str | os.PathLike[str], *, read_only: bool) -> Path:
+    """The absolute path of the folder, which is then there, writable and clean of what killed runs left.
+
+    Raises:
+      UserError: it is a URL, cannot be written to, or (`read_only`) is not there.
+    """
+    if "://" in os.fspath(directory):
+        raise UserError(f"the checkpoint folder must be a local path, but is {directory}; mount it first (gcsfuse)")
+    path = Path(directory).absolute()
+    if read_only and not path.is_dir():
+        raise UserError(f"there is no checkpoint folder {path}; train first, or name the folder of a run")
+    if not read_only and is_primary():
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()  # better now than after the first thousand steps
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {path}: {error.strerror}; choose another folder") from error
+        _delete(path / name for name in os.listdir(path) if _UNFINISHED in name or name.endswith(_REMOVED))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoint folder")
+    return path
+
+
+def list_steps(folder: Path) -> list[int]:
+    """The committed steps, oldest first."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def remove_steps(folder: Path, steps: Iterable[int]) -> None:
+    """Deletes steps, each renamed first: half a step must never look like a damaged one."""
+    doomed = []
+    for step in steps:
+        doomed.append((folder / str(step)).rename(folder / f"{step}{_REMOVED}"))
+    _delete(doomed)
+
+
+def remove_unfinished(folder: Path, step: int) -> None:
+    """Deletes what a failed save of `step` left, to give its space back."""
+    if is_primary():
+        _delete(folder.glob(f"{step}{_UNFINISHED}*"))
+
+
+def quarantine_step(folder: Path, step: int) -> Path:
+    """Moves a damaged step to the quarantine under a name of its own, and returns where it lies."""
+    target = folder / QUARANTINE / str(step)
+    if is_primary():
+        target.parent.mkdir(exist_ok=True)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{step}.{number}")
+        (folder / str(step)).rename(target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"quarantine {step}")
+    return target
+
+
+def describe_error(error: BaseException) -> str:
+    """The gist of an error, since TensorStore's messages run to pages."""
+    text = str(error).strip()
+    code = re.search(r"os_error_code='(\d+)'", text)
+    if code:
+        return os.strerror(int(code[1]))
+    text = text.split("\n")[0] or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def drop_orbax_error(record: logging.LogRecord) -> bool:
+    """A log filter. Orbax logs the traceback of one failed write four times and then raises it: `warn` says it once."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _delete(paths: Iterable[Path]) -> None:
+    """Deletes folders as far as possible; what stays is tried again at the next start."""
+    for path in list(paths):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,251 @@
+"""The training loop: batches in, steps taken, numbers out, checkpoints kept, in that order.
+
+It knows no model, no data and no search: what it needs comes as functions in `Run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from seq2seq_jax.errors import DivergedError, Terminated
+from seq2seq_jax.interfaces import Batch, Sums
+from seq2seq_jax.train.checkpoints import Checkpoints
+from seq2seq_jax.train.signals import StopSignal
+from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration
+
+LAG = 2
+"""Steps that the host reads behind the device, so that reading never waits for the step just sent."""
+
+
+class CompiledStep:
+    """The train step, compiled once per shape of batch: counted, timed and told.
+
+    Args:
+        step: `step(state, batch) -> (state, sums)`, jitted.
+        shapes: how many shapes there are in all; the bound on compilations.
+        tell: receives one line for each compilation.
+    """
+
+    def __init__(self, step: Any, *, shapes: int, tell: Callable[[str], None]):
+        self._step, self._shapes, self._tell = step, shapes, tell
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self.seconds = 0.0
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        """Takes one step."""
+        key = (*batch.source.shape, batch.target_in.shape[1])
+        if key not in self._compiled:
+            started = time.monotonic()
+            self._compiled[key] = self._step.lower(state, batch).compile()
+            took = time.monotonic() - started
+            self.seconds += took
+            rows, source, target = key
+            self._tell(
+                f"compiled the step for {rows} rows of {source} + {target} tokens in {format_duration(took)} "
+                f"({len(self._compiled)} of at most {self._shapes})"
+            )
+        return self._compiled[key](state, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop needs of the world.
+
+    Attributes:
+        step: the compiled step.
+        batches: `batches(start)` yields the global batches start, start + 1, ... read ahead.
+        place: puts a batch onto the devices.
+        evaluate: `evaluate(state) -> metrics` on dev; may raise `Terminated` when asked to stop.
+        meta: `meta(step)` is what a checkpoint says of itself (examples consumed, digests).
+        learning_rate: of a step.
+        flops: `flops(sums)`: arithmetic of the products in these sums' tokens, for the MFU.
+        peak_flops: of all devices a second, or None where unknown.
+        steps, save_every, evaluate_every, log_every, max_skipped: see `config.train`.
+    """
+
+    step: CompiledStep
+    batches: Callable[[int], Iterator[Batch]]
+    place: Callable[[Batch], Batch]
+    evaluate: Callable[[TrainState], Mapping[str, float]]
+    meta: Callable[[int], Mapping[str, Any]]
+    learning_rate: Callable[[int], Any]
+    flops: Callable[[Mapping[str, float]], float]
+    peak_flops: float | None
+    steps: int
+    save_every: int
+    evaluate_every: int
+    log_every: int
+    max_skipped: int
+
+
+class Window:
+    """Sums since the last log line, and the clock."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.slots = 0
+        self.steps = 0
+        self.wait = 0.0
+        self.aside = 0.0  # seconds of compilation and evaluation, which are no part of a step
+        self.started = time.monotonic()
+
+    def add(self, sums: Mapping[str, Any], slots: int) -> None:
+        """Adds the sums of one finished step."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.slots += slots
+        self.steps += 1
+
+    def record(self, run: Run, step: int) -> dict[str, Any]:
+        """The numbers of a log line; every mean is taken here and nowhere else."""
+        total = self.sums
+        seconds = max(time.monotonic() - self.started - self.aside, 1e-9)
+        weight = max(total.get("weight", 0.0), 1.0)
+        tokens = total.get("source_tokens", 0.0) + total.get("target_tokens", 0.0)
+        record = {
+            "step": step,
+            "loss": total.get("loss", 0.0) / weight,
+            "nll": total.get("nll", 0.0) / weight,
+            "accuracy": total.get("correct", 0.0) / weight,
+            "learning_rate": float(run.learning_rate(step - 1)),
+            "gradient_norm": total.get("grad_norm", 0.0) / max(self.steps, 1),
+            "source_tokens_per_second": total.get("source_tokens", 0.0) / seconds,
+            "target_tokens_per_second": total.get("target_tokens", 0.0) / seconds,
+            "pad_share": 1.0 - tokens / max(self.slots, 1),
+            "data_wait_share": self.wait / seconds,
+            "step_seconds": seconds / max(self.steps, 1),
+            "skipped": self.steps - total.get("finite", float(self.steps)),
+        }
+        if run.peak_flops:
+            record["mfu"] = run.flops(total) / seconds / run.peak_flops
+        return record
+
+
+class _Follower:
+    """Reads the sums of finished steps a little behind the device; finds the non-finite ones."""
+
+    def __init__(self, run: Run, metrics: MetricsFile, tell: Callable[[str], None]):
+        self._run, self._metrics, self._tell = run, metrics, tell
+        self._waiting: deque[tuple[int, Sums, np.ndarray, int]] = deque()
+        self.window = Window()
+
+    def push(self, step: int, sums: Sums, batch: Batch) -> None:
+        """Notes a step that was sent, and reads the one `LAG` steps before it."""
+        slots = batch.source.size + batch.target_in.size
+        self._waiting.append((step, sums, np.asarray(batch.example_ids), slots))
+        if len(self._waiting) > LAG:
+            self._read()
+
+    def drain(self) -> None:
+        """Reads all that is still waiting."""
+        while self._waiting:
+            self._read()
+
+    def _read(self) -> None:
+        step, sums, example_ids, slots = self._waiting.popleft()
+        values = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
+        skipped = int(values.pop("skipped"))
+        if not values["finite"]:
+            ids = [int(i) for i in example_ids if i >= 0]
+            self._metrics.write({"step": step, "event": "skipped", "in_a_row": skipped, "example_ids": ids})
+            self._tell(f"step {step}: loss or gradient not finite, update left out ({skipped} in a row)")
+            values = {name: (value if np.isfinite(value) else 0.0) for name, value in values.items()}
+            values |= {"loss": 0.0, "nll": 0.0, "correct": 0.0, "weight": 0.0}
+            if skipped >= self._run.max_skipped:
+                raise DivergedError(
+                    f"step {step}: {skipped} steps in a row were not finite (config.train.max_skipped); the last batch "
+                    f"held the examples {ids[:20]}{' ...' if len(ids) > 20 else ''} (all in metrics.jsonl). "
+                    "Lower config.train.learning_rate or look at these examples."
+                )
+        self.window.add(values, slots)
+
+
+def fit(
+    run: Run,
+    state: TrainState,
+    *,
+    checkpoints: Checkpoints,
+    metrics: MetricsFile,
+    progress: Progress,
+    stop: StopSignal,
+) -> TrainState:
+    """Trains from `state.step` to `run.steps`.
+
+    Raises:
+        Terminated: a signal arrived; the state is saved.
+        DivergedError: too many steps in a row were not finite; nothing non-finite is saved.
+    """
+    first = int(state.step)
+    follower = _Follower(run, metrics, progress.message)
+    batches = run.batches(first)
+    try:
+        for done in range(first + 1, run.steps + 1):
+            window = follower.window
+            waited = time.monotonic()
+            batch = next(batches)
+            window.wait += time.monotonic() - waited
+            compiled = run.step.seconds
+            state, sums = run.step(state, run.place(batch))
+            window.aside += run.step.seconds - compiled
+            follower.push(done, sums, batch)
+            checkpoints.poll()
+            if done % run.log_every == 0 or done == run.steps:
+                follower.drain()
+                record = window.record(run, done)
+                metrics.write(record)
+                progress.log(done, record)
+                follower.window = Window()
+            _keep(run, state, done, follower, checkpoints, metrics, progress, stop)
+        return state
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def _keep(
+    run: Run,
+    state: TrainState,
+    done: int,
+    follower: _Follower,
+    checkpoints: Checkpoints,
+    metrics: MetricsFile,
+    progress: Progress,
+    stop: StopSignal,
+) -> None:
+    """Evaluates and saves where it is time to, and stops where a signal asks for it."""
+    evaluating = done % run.evaluate_every == 0 or done == run.steps
+    if not (evaluating or done % run.save_every == 0 or stop.requested):
+        return
+    started = time.monotonic()
+    follower.drain()  # what is saved has been seen to be finite
+    scores = None
+    if evaluating and not stop.requested:
+        scores = evaluate_and_log(run, state, done, metrics, progress, stop)
+    checkpoints.save(done, state, meta={**run.meta(done), "evaluated": scores is not None}, metrics=scores)
+    follower.window.aside += time.monotonic() - started
+    if stop.requested and done < run.steps:
+        checkpoints.wait()
+        raise Terminated(f"stopped by a signal at step {done}; the state is saved, start again to go on")
+
+
+def evaluate_and_log(
+    run: Run, state: TrainState, done: int, metrics: MetricsFile, progress: Progress, stop: StopSignal
+) -> Mapping[str, float] | None:
+    """Scores on dev; None where a signal cut the evaluation short."""
+    started = time.monotonic()
+    try:
+        scores = run.evaluate(state)
+    except Terminated:
+        return None
+    metrics.write({"step": done, "event": "dev", **{f"dev_{name}": value for name, value in scores.items()}})
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    progress.message(f"dev at step {done}: {shown}  ({format_duration(time.monotonic() - started)})")
+    return scores

@@ -1,0 +1,115 @@
+"""Cross-entropy that never holds the logits of a whole batch, with label smoothing.
+
+    loss = -sum_n w_n [(1 - e) log p(y_n) + e / V sum_v log p(v)]          (Szegedy et al. 2016, section 7)
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Float, Int
+
+from seq2seq_jax.interfaces import Array
+
+
+@struct.dataclass
+class CrossEntropy:
+    """Sums over the tokens of a batch, float32 scalars."""
+
+    loss: Array  # with label smoothing: what is minimised
+    nll: Array  # without: exp(nll / weight) is the perplexity
+    correct: Array  # weight of the tokens whose target has the highest probability
+
+
+def cross_entropy(
+    hidden: Float[Array, "N D"],
+    kernel: Float[Array, "V D"],
+    bias: Float[Array, "V"],
+    targets: Int[Array, "N"],
+    weights: Float[Array, "N"],
+    *,
+    label_smoothing: float = 0.0,
+    chunk: int = 1024,
+) -> CrossEntropy:
+    """Sums of the cross-entropy of N tokens, `chunk` of them at a time.
+
+    When differentiated, the gradients are made in the same pass as the loss: the logits of a chunk
+    are used for both and forgotten, and no product is made twice.
+
+    Args:
+        hidden: `[N, D]`; its dtype is the one that products are made in; logits are float32.
+        kernel: `[V, D]` float32.
+        bias: `[V]` float32.
+        targets: `[N]` int32.
+        weights: `[N]` float32, 0 for padding.
+        label_smoothing: e in [0, 1).
+        chunk: tokens at a time; bounds the memory to chunk x V floats.
+    """
+    tokens = hidden.shape[0]
+    size = min(chunk, tokens)
+    fill = -tokens % size
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1))
+        return padded.reshape(-1, size, *x.shape[1:])
+
+    loss, nll, correct = _chunked(label_smoothing, cut(hidden), kernel, bias, cut(targets), cut(weights))
+    return CrossEntropy(loss=loss, nll=nll, correct=correct)
+
+
+def _chunk_sums(smoothing: float, logits: Array, targets: Array, weights: Array):  # noqa: ANN202
+    """Sums over one chunk, and the log of each row's normaliser `[C]`."""
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    nll = log_total - target
+    smooth = (1.0 - smoothing) * nll + smoothing * (log_total - logits.mean(axis=-1))
+    correct = target >= logits.max(axis=-1)
+    return (weights @ smooth, weights @ nll, weights @ correct.astype(jnp.float32)), log_total
+
+
+def _logits(hidden: Array, kernel: Array, bias: Array) -> Array:
+    kernel = kernel.astype(hidden.dtype)
+    return jnp.einsum("cd,vd->cv", hidden, kernel, preferred_element_type=jnp.float32) + bias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array):  # noqa: ANN202
+    def body(total, chunk):  # noqa: ANN001, ANN202
+        h, y, w = chunk
+        sums, _ = _chunk_sums(smoothing, _logits(h, kernel, bias), y, w)
+        return jax.tree.map(jnp.add, total, sums), None
+
+    return jax.lax.scan(body, (jnp.float32(0),) * 3, (hidden, targets, weights))[0]
+
+
+def _chunked_fwd(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array):  # noqa: ANN202
+    vocab = kernel.shape[0]
+
+    def body(total, chunk):  # noqa: ANN001, ANN202
+        sums, d_kernel, d_bias = total
+        h, y, w = chunk
+        logits = _logits(h, kernel, bias)
+        new, log_total = _chunk_sums(smoothing, logits, y, w)
+        d = jnp.exp(logits - log_total[:, None]) - smoothing / vocab
+        hit = jnp.arange(vocab)[None, :] == y[:, None]
+        d = ((d - jnp.where(hit, 1.0 - smoothing, 0.0)) * w[:, None]).astype(h.dtype)
+        d_hidden = d @ kernel.astype(h.dtype)
+        d_kernel = d_kernel + jnp.einsum("cv,cd->vd", d, h, preferred_element_type=jnp.float32)
+        d_bias = d_bias + d.astype(jnp.float32).sum(axis=0)
+        return (jax.tree.map(jnp.add, sums, new), d_kernel, d_bias), d_hidden
+
+    zeros = ((jnp.float32(0),) * 3, jnp.zeros(kernel.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32))
+    (sums, d_kernel, d_bias), d_hidden = jax.lax.scan(body, zeros, (hidden, targets, weights))
+    return sums, (d_hidden, d_kernel, d_bias)
+
+
+def _chunked_bwd(smoothing: float, saved, cotangents):  # noqa: ANN001, ANN202
+    scale = cotangents[0]  # nll and correct are for the log line only: nothing flows through them
+    d_hidden, d_kernel, d_bias = saved
+    return (d_hidden * scale).astype(d_hidden.dtype), d_kernel * scale, d_bias * scale, None, None
+
+
+_chunked.defvjp(_chunked_fwd, _chunked_bwd)

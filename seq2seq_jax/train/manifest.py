@@ -1,0 +1,160 @@
+"""What makes a checkpoint trustworthy: its files are as they were written, and it is of this model.
+
+Orbax commits a checkpoint atomically but does not notice later damage to it: a flipped bit in an
+array comes back as a wrong number. So every committed step gets a `manifest.json` in its folder,
+written whole or not at all, and a step is verified against it before it is restored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.train.writers import write_json
+
+MANIFEST = "manifest.json"
+SHOWN = 5  # differences in one message
+
+
+class Standing(enum.IntEnum):
+    """What is known of a committed step."""
+
+    VERIFIED = 0  # every file is as it was written
+    UNVERIFIED = 1  # no manifest: the run ended between the commit and the manifest
+    BAD = 2  # a file is missing or differs
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The standing of a step, and for a bad one the file and what is wrong with it."""
+
+    standing: Standing
+    reason: str = ""
+
+
+def write_manifest(folder: Path, *, step: int, record: Mapping[str, Any]) -> None:
+    """Writes the manifest of a committed step.
+
+    Args:
+      folder: the step's folder.
+      step: its step, so that a folder which was renamed is noticed.
+      record: what the run says of itself (examples consumed, digests of config and vocabulary,
+        versions, metrics): kept here too, for people and for the choice of the best step.
+    """
+    content = {"step": step, **record, "files": {name: _describe(folder / name) for name in _list_files(folder)}}
+    write_json(folder / MANIFEST, {**content, "digest": _digest_content(content)})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a step.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digest = manifest.pop("digest")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} is damaged") from error
+    if digest != _digest_content(manifest):
+        raise ValueError(f"{MANIFEST} is damaged")
+    return manifest
+
+
+def verify_manifest(folder: Path, *, step: int) -> Verdict:
+    """Compares every file of a step with its manifest; stops at the first one that differs.
+
+    Sizes are compared before any digest is made. Files that are not listed are ignored.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        return Verdict(Standing.UNVERIFIED, f"{MANIFEST} is missing")
+    except (ValueError, OSError) as error:
+        return Verdict(Standing.BAD, str(error))
+    if manifest["step"] != step:
+        return Verdict(Standing.BAD, f"{MANIFEST} is that of step {manifest['step']}")
+    for name, (size, _) in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return Verdict(Standing.BAD, f"{name} is missing")
+        if path.stat().st_size != size:
+            return Verdict(Standing.BAD, f"{name} has {path.stat().st_size} bytes instead of {size}")
+    for name, (_, digest) in manifest["files"].items():
+        try:
+            if _digest_file(folder / name) != digest:
+                return Verdict(Standing.BAD, f"{name} is not what was written (its digest differs)")
+        except OSError as error:
+            return Verdict(Standing.BAD, f"{name} cannot be read ({error.strerror})")
+    return Verdict(Standing.VERIFIED)
+
+
+def _list_files(folder: Path) -> list[str]:
+    """All files of a step but the manifest and its temporary ones, by their path in the folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return [name for name in names if not name.lstrip(".").startswith(MANIFEST)]
+
+
+def _describe(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, _digest_file(path)
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def _digest_content(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+def check_leaves(stored: PyTree, wanted: PyTree, *, folder: Path) -> None:
+    """Compares names, shapes and types of the leaves of a stored state and of the one to restore to.
+
+    Types too, because Orbax casts them without a word.
+
+    Raises:
+      UserError: they differ; names the first few.
+    """
+    there, here = _describe_leaves(stored), _describe_leaves(wanted)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not names:
+        return
+    shown = [f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in names[:SHOWN]]
+    if len(names) > SHOWN:
+        shown.append(f"and {len(names) - SHOWN} more")
+    raise UserError(
+        f"the checkpoint {folder} is of another model or optimizer: {'; '.join(shown)}. "
+        "Use the config it was trained with, or another folder"
+    )
+
+
+def _describe_leaves(tree: PyTree) -> dict[str, str]:
+    """Shape and type of each leaf by its name: `params/encoder/kernel` to `[512, 64] float32`."""
+    described = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))  # as it is stored
+        name = "/".join(_key_name(key) for key in path)
+        described[name] = f"{list(leaf.shape)} {np.dtype(leaf.dtype).name}"
+    return described
+
+
+def _key_name(key: Any) -> str:
+    """The bare name in a jax key path entry."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

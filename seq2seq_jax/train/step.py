@@ -1,0 +1,67 @@
+"""One training step, the same on one device and on many, and the state it carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
+
+Loss = Callable[[PyTree, Batch, Array], tuple[Array, Sums]]
+"""`loss(params, batch, key) -> (objective, sums)`: sums over the batch; `sums["weight"]` is the divisor."""
+
+
+@struct.dataclass
+class TrainState:
+    """All that training carries; everything else is a function of (config, seed, step)."""
+
+    step: Array  # [] int32, steps taken = global batches consumed
+    skipped: Array  # [] int32, non-finite steps in a row
+    params: PyTree
+    opt_state: PyTree
+
+
+def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros([], jnp.int32)
+    return TrainState(step=zero, skipped=zero, params=params, opt_state=optimizer.init(params))
+
+
+def make_train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, seed: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Builds `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
+
+    The gradient is that of the batch's mean. A step whose loss or gradient norm is not finite
+    changes nothing but the counters (`skipped`, and `step`: its batch is consumed).
+
+    The sums get `grad_norm` (before clipping), `finite` (1 or 0) and `skipped` (in a row).
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
+        weight = jnp.maximum(sums["weight"], 1.0)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(objective) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        state = TrainState(
+            step=state.step + 1,
+            skipped=skipped,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+        )
+        return state, {**sums, "grad_norm": norm, "finite": finite.astype(jnp.float32), "skipped": skipped}
+
+    return train_step

@@ -1,0 +1,281 @@
+"""Where a run's numbers go: a JSON Lines file, a progress bar (or plain lines), and small JSON files.
+
+Nothing here imports jax, so that command lines which only print stay quick. Numbers are passed as
+plain Python numbers or anything `float()` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from seq2seq_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "loss": ("loss", "{:.4f}"),
+    "learning_rate": ("lr", "{:.2e}"),
+    "gradient_norm": ("grad", "{:.3f}"),
+    "source_tokens_per_second": ("src tok/s", "count"),
+    "target_tokens_per_second": ("tgt tok/s", "count"),
+    "pad_share": ("pad", "percent"),
+    "data_wait_share": ("wait", "percent"),
+    "mfu": ("mfu", "percent"),
+}
+"""Keys of a log record that people are shown: the short name and the format of each, in this order."""
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: `12s`, `3m05s`, `2h04m`, `3d02h`; `?` where it is unknown.
+
+    >>> format_duration(185)
+    '3m05s'
+    """
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def format_count(count: float) -> str:
+    """A count in at most five characters: `950`, `12.3k`, `4.56M`.
+
+    >>> format_count(12345)
+    '12.3k'
+    """
+    if not math.isfinite(count):
+        return str(count)
+    for limit, divisor, suffix in ((999.5, 1, ""), (999.5e3, 1e3, "k"), (999.5e6, 1e6, "M"), (math.inf, 1e9, "G")):
+        if abs(count) < limit:
+            scaled = count / divisor
+            decimals = 0 if not suffix or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+            return f"{scaled:.{decimals}f}{suffix}"
+    return f"{count:g}"
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """The numbers of a log record that people are shown, in the order of `COLUMNS`; absent ones are left out.
+
+    >>> format_record({"loss": 2.5, "pad_share": 0.031, "note": "not shown"})
+    'loss 2.5000  pad 3.1%'
+    """
+    parts = []
+    for key, (name, form) in COLUMNS.items():
+        value = record.get(key)
+        if value is None:
+            continue
+        number = float(value)
+        if form == "percent":
+            text = f"{100 * number:.1f}%"
+        elif form == "count":
+            text = format_count(number)
+        else:
+            text = form.format(number)
+        parts.append(f"{name} {text}")
+    return "  ".join(parts)
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes `obj` as JSON so that a reader, or a crash at any moment, finds the old file or the new one whole.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    """
+    replace_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replaces the file's content as one atomic step; see `write_json`."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: others must still be able to read the log
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON knows: NaN and infinities as text, numpy and jax scalars as Python numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN; jq, browsers and pandas refuse a file that holds one
+    return value
+
+
+class MetricsFile:
+    """A run's numbers as JSON Lines: one record a line, readable while the run writes it.
+
+    A record is any mapping with a `step`. A line that a crash tore off half-way is dropped when the
+    file is next opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_torn_line()
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record and flushes it. NaN and infinities are written as the strings "nan", "inf", "-inf"."""
+        self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> int:
+        """Drops the records of later steps than `step`, so that a resumed run does not log them twice.
+
+        Returns:
+          How many lines were dropped. Records without a step stay.
+
+        Raises:
+          UserError: a line before the last one is no JSON.
+        """
+        self._file.close()
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                self._file = self.path.open("a", encoding="utf-8")
+                raise UserError(
+                    f"{self.path}:{number}: every line must be a JSON record, but {line[:60]!r} is not; "
+                    "remove the line or move the file away"
+                ) from error
+            if not isinstance(record, dict) or record.get("step") is None or record["step"] <= step:
+                kept.append(line)
+        if len(kept) < len(lines):
+            replace_text(self.path, "".join(line + "\n" for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        return len(lines) - len(kept)
+
+    def close(self) -> None:
+        """Closes the file; may be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _drop_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+class Progress:
+    """Shows how far a run is: a bar with the time left on a terminal, one plain line per `log` elsewhere.
+
+    Both show the same numbers, those of `COLUMNS`.
+    """
+
+    def __init__(self, total_steps: int, *, start: int = 0, stream: TextIO | None = None):
+        self.total_steps = total_steps
+        self._first = (start, time.monotonic())
+        self._warm: tuple[int, float] | None = None  # the first log
+        self._stream = sys.stderr if stream is None else stream
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        if self._stream.isatty():
+            self._bar, self._task = _open_bar(self._stream, total_steps=total_steps, start=start)
+
+    def log(self, step: int, record: Mapping[str, Any]) -> None:
+        """Shows the record of `step` (counted from 1, as many as are done)."""
+        numbers = format_record(record)
+        left = format_duration(self._seconds_left(step))
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, left=left, numbers=numbers)
+            return
+        share = 100 * step / max(self.total_steps, 1)
+        print(f"step {step}/{self.total_steps} ({share:.1f}%)  eta {left}  {numbers}", file=self._stream, flush=True)
+
+    def message(self, text: str) -> None:
+        """Prints a line of text above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands; may be called twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _seconds_left(self, step: int) -> float:
+        """From the first log on: the steps before it hold start-up and compilation, which do not come again."""
+        first_step, first_time = self._first
+        now = time.monotonic()
+        if self._warm is None:
+            self._warm = (step, now)
+        elif step > self._warm[0]:
+            first_step, first_time = self._warm
+        if step <= first_step:
+            return math.nan
+        return (now - first_time) / (step - first_step) * max(self.total_steps - step, 0)
+
+
+def _open_bar(stream: TextIO, *, total_steps: int, start: int) -> tuple[Bar, TaskID]:
+    """Starts a rich bar. Imported here: rich takes 50 ms, and a run that is not on a terminal never shows it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TextColumn("eta {task.fields[left]}"),
+        TextColumn("{task.fields[numbers]}"),
+        console=Console(file=stream),
+        refresh_per_second=4,
+    )
+    task = bar.add_task("train", total=total_steps, completed=start, left="?", numbers="")
+    bar.start()
+    return bar, task

@@ -1,0 +1,53 @@
+"""Claims a run's folder: writable, used by one training at a time, an old run moved aside when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from seq2seq_jax.errors import UserError
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(root: Path, *, fresh: bool) -> Iterator[None]:
+    """Holds the folder while a training uses it; makes it if need be.
+
+    Args:
+        root: the folder, absolute.
+        fresh: move what is in it to `<root>.old-<time>` and start anew.
+
+    Raises:
+        UserError: it cannot be written to, or another training holds it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--workdir={root}: cannot be written to ({error.strerror}); choose another folder.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={root}: another training is running in this folder; wait for it, stop it, or use another."
+            ) from error
+        if fresh and any(path.name != LOCK for path in root.iterdir()):
+            _move_aside(root)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _move_aside(root: Path) -> None:
+    """Moves the contents, not the folder: it may be a mount point, and the lock stays where it is."""
+    old = root.with_name(f"{root.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+    old.mkdir()
+    for path in root.iterdir():
+        if path.name != LOCK:
+            path.rename(old / path.name)

@@ -1,0 +1,265 @@
+"""What every model of `MODELS` promises, tested by the protocols that it keeps. A new model adds one line to `TINY`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from seq2seq_jax import interfaces
+from seq2seq_jax.models import MODELS
+
+B, S, T, VOCAB = 4, 6, 5, 13
+SIZES = {"source_vocab": VOCAB + 2, "target_vocab": VOCAB, "features": 8, "dropout": 0.2}
+GNMT_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 3, "attention_features": 6}
+TINY = {
+    "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
+    "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
+    "lstm": SIZES | {"layers": 2},
+}
+"""Name in `MODELS`, and after a hyphen which variant of it -> the fields of a tiny config."""
+
+
+compile_quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` in half the time: compiling is nearly all that these tests do."""
+
+
+class Case:
+    """One tiny model, its parameters and its compiled functions, shared by all tests of it."""
+
+    def __init__(self, name: str, **changes: str) -> None:
+        module, config = MODELS[name.partition("-")[0]]
+        self.name, self.module = name, module(config(**TINY[name] | changes))
+        self.boxed = jax.eval_shape(lambda: self.module.init(jax.random.key(0), *example_inputs()))
+        rng = np.random.default_rng(0)
+        self.params = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), nn.meta.unbox(self.boxed)["params"]
+        )
+        self.graded = compile_quickly(jax.value_and_grad(self.loss, has_aux=True))
+        self.batch = make_batch()
+
+    def loss(self, params: dict, batch: interfaces.Batch, dropout: jax.Array | None = None):
+        """Cross-entropy summed over real target tokens; also everything that was made on the way."""
+        rngs = None if dropout is None else {"dropout": dropout}
+
+        def run(module):
+            memory = module.encode(batch.source, batch.source_mask, train=dropout is not None)
+            output = module.decode(batch.target_in, memory, train=dropout is not None)
+            return memory, output, module.project(output.hidden)
+
+        memory, output, logits = self.module.apply({"params": params}, rngs=rngs, method=run)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.target_out[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(batch.target_mask, picked, 0.0)), (memory, output, logits)
+
+    @functools.cached_property
+    def plain(self):
+        """Loss, what was made on the way, and gradients of the batch without dropout."""
+        (loss, made), gradients = self.graded(self.params, self.batch)
+        return loss, made, gradients
+
+    def dropped(self, seed: int):
+        """The same under dropout."""
+        (loss, made), gradients = self.graded(self.params, self.batch, jax.random.key(seed))
+        return loss, made, gradients
+
+
+def example_inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
+    tokens = jnp.ones((2, 3), jnp.int32)
+    return tokens, tokens > 0, tokens
+
+
+def make_batch() -> interfaces.Batch:
+    """Rows of different lengths, with real-looking tokens in the padding."""
+    rng = np.random.default_rng(1)
+    targets = rng.integers(4, VOCAB, (B, T + 1))
+    targets[:, 0] = 2
+    source_mask = np.arange(S) < np.array([S, 3, 1, 4])[:, None]
+    target_mask = np.arange(T) < np.array([2, T, 4, 1])[:, None]
+    batch = interfaces.Batch(
+        source=rng.integers(4, VOCAB + 2, (B, S)).astype(np.int32),
+        source_mask=source_mask,
+        target_in=targets[:, :-1].astype(np.int32),
+        target_out=targets[:, 1:].astype(np.int32),
+        target_mask=target_mask,
+        example_ids=np.arange(B, dtype=np.int32),
+        row_mask=np.ones(B, bool),
+    )
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def widen(batch: interfaces.Batch) -> interfaces.Batch:
+    """Five more source positions, three more target positions and one row that only fills the batch."""
+
+    def grow(array: jax.Array, columns: int, filler: int | bool) -> jax.Array:
+        return jnp.pad(array, ((0, 1), (0, columns)), constant_values=filler)
+
+    return dataclasses.replace(
+        batch,
+        source=grow(batch.source, 5, 7),
+        source_mask=grow(batch.source_mask, 5, False),
+        target_in=grow(batch.target_in, 3, 6),
+        target_out=grow(batch.target_out, 3, 5),
+        target_mask=grow(batch.target_mask, 3, False),
+        example_ids=jnp.append(batch.example_ids, -1),
+        row_mask=jnp.append(batch.row_mask, False),
+    )
+
+
+def assert_near(got, want, tolerance: float = 2e-5) -> None:
+    """Two trees of arrays are equal up to rounding."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@functools.cache
+def get_case(name: str) -> Case:
+    return Case(name)
+
+
+@pytest.fixture(params=TINY)
+def case(request: pytest.FixtureRequest) -> Case:
+    return get_case(request.param)
+
+
+@pytest.fixture
+def seq2seq(case: Case) -> Case:
+    if not isinstance(case.module, interfaces.Seq2Seq):
+        pytest.skip("not a Seq2Seq")
+    return case
+
+
+def test_every_model_is_tested():
+    assert {name.partition("-")[0] for name in TINY} == set(MODELS)
+    assert sum(isinstance(get_case(name).module, interfaces.Seq2Seq) for name in TINY) >= 3
+
+
+def test_steps_equal_teacher_forcing(seq2seq):
+    _, (memory, output, _), _ = seq2seq.plain
+    apply, variables, cls = seq2seq.module.apply, {"params": seq2seq.params}, type(seq2seq.module)
+    step = compile_quickly(functools.partial(apply, variables, method=cls.decode_step))
+    cache = apply(variables, memory, T, method=cls.init_cache)
+    for t in range(T):
+        result = step(seq2seq.batch.target_in[:, t], jnp.full(B, t), memory, cache)
+        cache = result.cache
+        assert_near(result.hidden, output.hidden[:, t])
+        if output.attention is not None:
+            assert_near(result.attention, output.attention[:, t])
+
+
+def test_the_future_is_not_read(seq2seq):
+    _, (_, output, _), _ = seq2seq.plain
+    later = seq2seq.batch.target_in.at[:, 3:].set(4)
+    _, (_, changed, _) = seq2seq.graded(seq2seq.params, seq2seq.batch.replace(target_in=later))[0]
+    assert_near(changed.hidden[:, :3], output.hidden[:, :3], 0.0)
+    assert np.abs(changed.hidden[:, 3:] - output.hidden[:, 3:]).max() > 1e-3
+
+
+def test_the_source_is_read(seq2seq):
+    _, (_, output, _), _ = seq2seq.plain
+    _, (_, changed, _) = seq2seq.graded(seq2seq.params, seq2seq.batch.replace(source=seq2seq.batch.source - 1))[0]
+    assert (np.abs(changed.hidden - output.hidden).max(axis=(1, 2)) > 1e-4).all()
+
+
+def test_padding_and_filling_rows_change_nothing(seq2seq):
+    loss, (memory, output, logits), gradients = seq2seq.plain
+    (wide_loss, (wide_memory, wide_output, wide_logits)), wide_gradients = seq2seq.graded(
+        seq2seq.params, widen(seq2seq.batch)
+    )
+    assert_near(wide_loss, loss, 1e-6)
+    assert_near(wide_gradients, gradients)
+    assert_near(wide_logits[:B, :T], logits)
+    assert_near(wide_memory.hidden[:B, :S], memory.hidden)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((wide_memory, wide_output, wide_logits)))
+    np.testing.assert_array_equal(np.where(wide_memory.mask[..., None], 0.0, wide_memory.hidden), 0.0)
+    if output.attention is not None:
+        assert_near(wide_output.attention[:B, :T, :S], output.attention)
+        np.testing.assert_array_equal(wide_output.attention[:B, :, S:], 0.0)
+
+
+def test_attention_rows_sum_to_one(seq2seq):
+    _, (_, output, _), _ = seq2seq.plain
+    if output.attention is None:
+        pytest.skip("no attention")
+    assert output.attention.shape == (B, T, S)
+    assert_near(output.attention.sum(-1), np.ones((B, T)), 1e-6)
+
+
+def test_permuting_the_batch_permutes_the_result(seq2seq):
+    loss, made, gradients = seq2seq.plain
+    order = np.array([2, 0, 3, 1])
+    (permuted_loss, permuted), permuted_gradients = seq2seq.graded(
+        seq2seq.params, jax.tree.map(lambda leaf: leaf[order], seq2seq.batch)
+    )
+    assert_near(permuted, jax.tree.map(lambda leaf: leaf[order], made), 1e-6)
+    assert_near(permuted_loss, loss, 1e-6)
+    assert_near(permuted_gradients, gradients, 1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_memory_and_cache_lead_with_the_batch(seq2seq, batch):
+    def start(module):
+        tokens = jnp.ones((batch, 3), jnp.int32)
+        memory = module.encode(tokens, tokens > 0, train=False)
+        cache = module.init_cache(memory, 5)
+        return memory, cache, module.decode_step(tokens[:, 0], tokens[:, 0], memory, cache).cache
+
+    memory, cache, after = jax.eval_shape(lambda p: seq2seq.module.apply({"params": p}, method=start), seq2seq.params)
+    assert jax.tree.leaves(cache) and jax.tree.leaves(memory)
+    assert all(leaf.shape[:1] == (batch,) for leaf in jax.tree.leaves((memory, cache)))
+    # A search carries the cache through a loop: a step must leave its shapes and dtypes as they are.
+    assert after == cache
+
+
+def test_every_parameter_names_its_axes(case):
+    boxed = jax.tree.leaves_with_path(case.boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    for path, leaf in boxed:
+        name = jax.tree_util.keystr(path)
+        assert isinstance(leaf, nn.LogicallyPartitioned), name
+        assert len(leaf.names) == leaf.value.ndim, name
+        assert all(isinstance(axis, str) for axis in leaf.names), name
+        assert leaf.value.dtype == jnp.float32, name
+
+
+def test_every_parameter_is_trained_under_dropout(seq2seq):
+    loss, _, gradients = seq2seq.dropped(seed=0)
+    assert np.isfinite(loss)
+    for path, leaf in jax.tree.leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        assert np.abs(leaf).max() > 0, name
+
+
+def test_the_key_decides_what_is_dropped(seq2seq):
+    losses = [float(seq2seq.dropped(seed)[0]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert len({losses[0], losses[2], float(seq2seq.plain[0])}) == 3
+
+
+def test_softmax_weights_are_the_projection(seq2seq):
+    _, (_, output, logits), _ = seq2seq.plain
+    kernel, bias = seq2seq.module.apply({"params": seq2seq.params}, method=type(seq2seq.module).softmax_weights)
+    want = np.asarray(output.hidden, np.float64) @ np.asarray(kernel, np.float64).T
+    assert logits.dtype == jnp.float32
+    assert_near(logits, want + (0 if bias is None else np.asarray(bias, np.float64)))
+
+
+def test_bfloat16_is_near_float32(seq2seq):
+    low = Case(seq2seq.name, dtype="bfloat16")
+    loss, (memory, output, logits) = compile_quickly(low.loss)(low.params, low.batch)
+    want_loss, (_, _, want_logits), _ = seq2seq.plain
+    assert (output.hidden.dtype, memory.hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(loss, want_loss, rtol=0.01)
+    assert np.abs(logits - want_logits).max() < 0.05 * np.abs(want_logits).max()
+
+
+def test_call_gives_logits(seq2seq):
+    batch = seq2seq.batch
+    inputs = (batch.source, batch.source_mask, batch.target_in)
+    whole = jax.eval_shape(seq2seq.module.apply, {"params": seq2seq.params}, *inputs)
+    assert (whole.shape, whole.dtype) == ((B, T, VOCAB), jnp.float32)

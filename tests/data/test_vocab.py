@@ -1,0 +1,184 @@
+"""Vocabularies: round trips, special ids, files that are not what they were."""
+
+import json
+import pickle
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, KINDS, PAD_ID, UNK_ID, Vocab, Vocabs, train_vocab, train_vocabs
+from seq2seq_jax.errors import UserError
+
+LINES = ["the cat sat on the mat", "the dog sat on the log", "ein Hund läuft über die Straße"] * 5
+VOCABS = {kind: train_vocab(LINES, kind=kind, size=60) for kind in KINDS}
+VOCABS["bpe"] = train_vocab(LINES, kind="sentencepiece", model="bpe", size=60)
+VOCABS["fallback"] = train_vocab(LINES, kind="sentencepiece", size=320, byte_fallback=True)
+
+
+@pytest.mark.parametrize("name", VOCABS)
+def test_round_trip_of_seen_text(name):
+    vocab = VOCABS[name]
+    for line in LINES[:3]:
+        ids = vocab.encode(line)
+        assert UNK_ID not in ids
+        assert vocab.decode(ids) == line
+        assert vocab.decode([BOS_ID, *ids, EOS_ID, PAD_ID, PAD_ID]) == line
+        assert len(vocab.pieces(ids)) == len(ids)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=30))
+def test_bytes_give_back_any_text_as_nfkc_has_it(text):
+    vocab = train_vocab([], kind="byte", normalization="nfkc")
+    if "▁" not in text:  # SentencePiece's own sign for a blank
+        assert vocab.decode(vocab.encode(text)) == " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=30))
+@pytest.mark.parametrize("name", ["fallback", "byte"])
+def test_nothing_is_unknown_to_bytes(name, text):
+    vocab = VOCABS[name]
+    ids = vocab.encode(text)
+    assert UNK_ID not in ids
+    assert vocab.decode(ids) == vocab.normalise(text)
+
+
+@pytest.mark.parametrize("name", VOCABS)
+def test_special_ids_are_never_made_from_text(name):
+    vocab = VOCABS[name]
+    assert vocab.pieces([0, 1, 2, 3]) == ["<pad>", "<unk>", "<s>", "</s>"]
+    assert (vocab.pad_id, vocab.unk_id, vocab.bos_id, vocab.eos_id) == (0, 1, 2, 3)
+    ids = vocab.encode("<pad> <s> </s> a\0b \ud800 x\u2028y")
+    assert not {PAD_ID, BOS_ID, EOS_ID} & set(ids)
+    assert vocab.encode("") == vocab.encode(" \t \0") == []
+
+
+def test_unknown_words_read_as_unknown():
+    vocab = VOCABS["word"]
+    assert vocab.decode(vocab.encode("the zebra sat")) == "the ⁇ sat"
+    assert VOCABS["sentencepiece"].decode([UNK_ID]).strip() == "⁇"
+
+
+def test_words_are_ranked_by_frequency_then_spelling():
+    vocab = train_vocab(["b a c c", "c b a"], kind="word", size=6)
+    assert vocab.pieces(range(vocab.size)) == ["<pad>", "<unk>", "<s>", "</s>", "c", "a"]
+
+
+@pytest.mark.parametrize("name", VOCABS)
+def test_many_lines_equal_one_by_one(name):
+    many = VOCABS[name].encode_many([*LINES[:3], ""])
+    assert all(ids.dtype == np.int32 for ids in many)
+    assert [ids.tolist() for ids in many] == [VOCABS[name].encode(line) for line in [*LINES[:3], ""]]
+    assert VOCABS[name].encode_many([]) == []
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+def test_training_twice_gives_the_same_bytes(model):
+    assert train_vocab(LINES, size=50, model=model) == train_vocab(LINES, size=50, model=model)
+
+
+def test_training_prints_nothing(capfd):
+    train_vocab(LINES, size=50)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_small_corpus_gives_what_it_has():
+    assert 4 < train_vocab(["a b c"] * 3, size=8000).size < 20
+
+
+@pytest.mark.parametrize("name", VOCABS)
+def test_saved_loaded_and_pickled_vocabs_are_equal(name, tmp_path):
+    vocab = VOCABS[name]
+    vocab.save(tmp_path, "v")
+    loaded = Vocab.load(tmp_path, "v")
+    for copy in (loaded, pickle.loads(pickle.dumps(vocab))):
+        assert copy == vocab and copy.digest == vocab.digest and copy.size == vocab.size
+        assert copy.encode(LINES[2]) == vocab.encode(LINES[2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.json", "v.model"]
+
+
+def test_digest_tells_normalisations_apart():
+    assert train_vocab([], kind="byte").digest != train_vocab([], kind="byte", normalization="identity").digest
+
+
+def test_joint_and_separate_vocabs(tmp_path):
+    joint = train_vocabs(LINES[:1], LINES[2:3], joint=True, kind="word")
+    assert joint.source is joint.target and UNK_ID not in joint.source.encode("cat Hund")
+    apart = train_vocabs(LINES[:1], LINES[2:3], joint=False, kind="word")
+    assert apart.target.encode("cat") == [UNK_ID]
+    for name, vocabs in (("joint", joint), ("apart", apart)):
+        vocabs.save(tmp_path / name)
+        assert Vocabs.load(tmp_path / name) == vocabs
+    assert joint.digest != apart.digest
+
+
+def test_swapped_sides_are_noticed(tmp_path):
+    train_vocabs(LINES[:1], LINES[2:3], joint=False, kind="word").save(tmp_path)
+    for end in ("json", "model"):
+        (tmp_path / f"vocab_source.{end}").write_bytes((tmp_path / f"vocab_target.{end}").read_bytes())
+    with pytest.raises(UserError, match="vocabs.json"):
+        Vocabs.load(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["json", "model"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "directory"])
+@pytest.mark.parametrize("name", ["sentencepiece", "char"])
+def test_damaged_files_are_named(name, damage, end, tmp_path):
+    VOCABS[name].save(tmp_path, "v")
+    path = tmp_path / f"v.{end}"
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        middle = data.find(b"digest") + 12 if end == "json" else len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif damage == "directory":
+        path.mkdir()
+    with pytest.raises(UserError, match=r"v\.(json|model)") as caught:
+        Vocab.load(tmp_path, "v")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"kind": "runes"}', '{"kind": 3, "normalization": []}'])
+def test_json_of_something_else_is_refused(content, tmp_path):
+    VOCABS["byte"].save(tmp_path, "v")
+    (tmp_path / "v.json").write_text(content)
+    with pytest.raises(UserError):
+        Vocab.load(tmp_path, "v")
+
+
+def test_wrong_kind_inside_a_page_is_refused(tmp_path):
+    VOCABS["byte"].save(tmp_path, "v")
+    page = json.loads((tmp_path / "v.json").read_text()) | {"normalization": "none"}
+    (tmp_path / "v.json").write_text(json.dumps(page))
+    with pytest.raises(UserError, match="normalization must be one of"):
+        Vocab.load(tmp_path, "v")
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "said"),
+    [
+        (["abcdefghijklm"] * 3, {"size": 6}, r"data\.vocab\.size = 6"),
+        (LINES, {"size": 4, "kind": "word"}, "must be more than 4"),
+        (["", "  ", "\0"], {}, "blank"),
+        (LINES, {"kind": "runes"}, "sentencepiece, word, char, byte"),
+        (LINES, {"model": "wordpiece"}, "unigram, bpe"),
+        (LINES, {"normalization": "nfd"}, "nmt_nfkc"),
+    ],
+)
+def test_impossible_vocabs_are_refused_in_one_line(lines, options, said):
+    with pytest.raises(UserError, match=said) as caught:
+        train_vocab(lines, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("ids", [[-1], [10**6]])
+def test_ids_of_no_piece_are_refused(name, ids):
+    with pytest.raises(ValueError, match="must lie between"):
+        VOCABS[name].decode(ids)
