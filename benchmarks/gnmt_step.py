@@ -214,7 +214,9 @@ def run_check(args: argparse.Namespace) -> bool:
     os.environ["JAX_PLATFORMS"] = "cpu"
     import gnmt_torch
     import jax
+    import torch
 
+    torch.set_num_threads(1)  # it is small, and on a busy machine threads that wait for each other take for ever
     args.dtype = "float32"
     model, batch = build_ours(args, dropout=0.0)
     shapes = init_ours(model, batch)

@@ -232,9 +232,7 @@ def _check_value(key: str, value: Any, default: Any) -> None:
         raise UserError(f"config.{key} must be more than 0, but is {value} instead.")
 
 
-def check_resume(
-    config: ConfigDict, saved: ConfigDict, path: Path, *, free: tuple[str, ...] = RESUMABLE
-) -> None:
+def check_resume(config: ConfigDict, saved: ConfigDict, path: Path, *, free: tuple[str, ...] = RESUMABLE) -> None:
     """Refuses a config that does not fit the saved one, naming every changed key.
 
     Args:

@@ -9,6 +9,7 @@ Imports nothing heavy before it knows what to do, so that `--help` and refusals 
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import sys
@@ -24,19 +25,27 @@ from seq2seq_jax.errors import DivergedError, NoUsableCheckpointError, Terminate
 
 MODES = ("train", "evaluate", "translate", "describe")
 
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with a preset: configs/gnmt.py:multi30k")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there."
-)
-_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-_INPUT = flags.DEFINE_string("input", None, "translate: file to read, a sentence a line. Default: standard input.")
-_OUTPUT = flags.DEFINE_string("output", None, "translate: file to write. Default: standard output.")
-_NBEST = flags.DEFINE_integer("nbest", 0, "translate: print so many candidates a line, in Moses's format.")
-_JSON = flags.DEFINE_boolean("json", False, "evaluate, describe: one JSON object on standard output, nothing else.")
-_FRESH = flags.DEFINE_boolean("fresh", False, "train: move an old run in the folder aside and start anew.")
-_DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of a user's error too.")
-_OWN = ("config", "workdir", "mode", "input", "output", "nbest", "json", "fresh", "debug")
+OWN = {
+    "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
+    "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
+    "mode": f"What to do: {', '.join(MODES)}.",
+    "input": "translate: file to read, a sentence a line. Default: standard input.",
+    "output": "translate: file to write. Default: standard output.",
+    "nbest": "translate: print so many candidates a line, in Moses's format.",
+    "json": "evaluate, describe: one JSON object on standard output, nothing else.",
+    "fresh": "train: move an old run in the folder aside and start anew.",
+    "debug": "Show the traceback of a user's error too.",
+}
+"""The flags and their help."""
+
+GOES_WITH = {
+    "input": ("translate",),
+    "output": ("translate",),
+    "nbest": ("translate",),
+    "json": ("evaluate", "describe"),
+    "fresh": ("train",),
+}
+"""Flags that only some modes read."""
 
 HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
 
@@ -79,58 +88,87 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     if any(arg in ("--help", "-h", "-help", "--helpfull", "--helpshort") for arg in argv[1:]):
-        print(HELP + "\n".join(f"  --{name:8s} {FLAGS[name].help}" for name in _OWN))
+        print(HELP + "\n".join(f"  --{name:8s} {text}" for name, text in OWN.items()))
         return 0
-    _parse(argv)
-    config, root = _CONFIG.value, _find_root()
+    given = _parse(argv)
+    config, root = given.config, _find_root(given, argv)
     check_config(config)
-    if _MODE.value == "describe":
-        return _describe(config, root)
+    if given.mode == "describe":
+        return _describe(config, root, as_json=given.json)
     _set_up_jax()
-    if _MODE.value == "train":
-        return _train(config, root)
-    if _MODE.value == "evaluate":
+    if given.mode == "train":
+        return _train(config, root, fresh=given.fresh)
+    if given.mode == "evaluate":
         from seq2seq_jax import modes
 
-        return _report(modes.evaluate(config, root), root)
-    return _translate(config, root)
+        return _report(modes.evaluate(config, root), root, as_json=given.json)
+    return _translate(config, root, source=given.input, target=given.output, nbest=given.nbest)
 
 
-def _parse(argv: list[str]) -> None:
+def _define_flags(argv: list[str]) -> flags.FlagValues:
+    """Flags of one command line, apart from absl's global ones, so that `main` can be called again."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, OWN["config"], flag_values=values, sys_argv=argv)
+    for name in ("workdir", "input", "output"):
+        flags.DEFINE_string(name, None, OWN[name], flag_values=values)
+    flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
+    flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)
+    for name in ("json", "fresh", "debug"):
+        flags.DEFINE_boolean(name, False, OWN[name], flag_values=values)
+    return values
+
+
+def _parse(argv: list[str]) -> flags.FlagValues:
     """Lets absl parse, with one clear line for everything it would answer with a traceback.
 
     Raises:
         UserError: something on the command line is wrong.
     """
-    given = [arg for arg in argv[1:] if arg.startswith("--config=") or arg == "--config"]
-    workdir = _value_of(argv, "workdir")
-    if not given:
-        if workdir is None:
-            raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
+    argv = _put_config_first(argv)
+    values = _define_flags(argv)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_explain_unknown(error.flagname)) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise UserError(_explain(str(error), argv)) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --; did you mean --config={rest[1]}?")
+    if values.mode not in MODES:
+        near = difflib.get_close_matches(values.mode, MODES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{hint}")
+    if not isinstance(values.config, ConfigDict):
+        raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
+    for name, modes in GOES_WITH.items():
+        if values[name].value and values.mode not in modes:
+            raise UserError(f"--{name} goes with --mode={' or '.join(modes)}, but the mode is {values.mode!r}.")
+    return values
+
+
+def _put_config_first(argv: list[str]) -> list[str]:
+    """The command line with --config before its overrides; without one, the config saved in --workdir.
+
+    Raises:
+        UserError: there is neither, or the file does not exist.
+    """
+    config, workdir = _value_of(argv, "config"), _value_of(argv, "workdir")
+    if config is not None:
+        _check_config_file(config)
+    elif workdir is None:
+        raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
+    else:
         saved = Path(workdir) / "config.json"
         if not saved.exists():
             raise UserError(f"{saved}: there is no run in this --workdir; give --config=configs/NAME.py to start one.")
-        argv = [argv[0], f"--config={Path(__file__).with_name('saved_config.py')}:{saved}", *argv[1:]]
-    else:
-        _check_config_file(_value_of(argv, "config") or "")
-    try:
-        rest = FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(_explain_unknown(error.flagname)) from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_explain(str(error))) from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --; did you mean --config={rest[1]}?")
-    if _MODE.value not in MODES:
-        near = difflib.get_close_matches(_MODE.value, MODES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {_MODE.value!r} instead{hint}")
-    if not isinstance(_CONFIG.value, ConfigDict):
-        raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
-    for flag, modes in ((_INPUT, ("translate",)), (_OUTPUT, ("translate",)), (_NBEST, ("translate",)),
-                        (_JSON, ("evaluate", "describe")), (_FRESH, ("train",))):  # fmt: skip
-        if FLAGS[flag.name].present and flag.value and _MODE.value not in modes:
-            raise UserError(f"--{flag.name} goes with --mode={' or '.join(modes)}, but the mode is {_MODE.value!r}.")
+        config = f"{Path(__file__).with_name('saved_config.py')}:{saved}"
+    rest = [arg for n, arg in enumerate(argv) if not _gives_config(argv, n)]
+    return [rest[0], f"--config={config}", *rest[1:]]
+
+
+def _gives_config(argv: Sequence[str], n: int) -> bool:
+    before = argv[n - 1] if n else ""
+    return argv[n].startswith("--config=") or argv[n] == "--config" or before == "--config"
 
 
 def _value_of(argv: Sequence[str], name: str) -> str | None:
@@ -159,13 +197,13 @@ def _explain_unknown(name: str) -> str:
     if name.startswith("config."):
         near = suggest_key(name.removeprefix("config."), default_config())
         return f"--{name} is no key of this config" + (f"; did you mean --config.{near}?" if near else ".")
-    near_flags = difflib.get_close_matches(name, _OWN, n=1)
+    near_flags = difflib.get_close_matches(name, OWN, n=1)
     return f"--{name} is no flag" + (f"; did you mean --{near_flags[0]}?" if near_flags else "; see --help.")
 
 
-def _explain(problem: str) -> str:
+def _explain(problem: str, argv: Sequence[str]) -> str:
     """Turns the words of absl and ml_collections into the command line's own."""
-    for arg in sys.argv[1:]:
+    for arg in argv[1:]:
         name = arg.partition("=")[0].removeprefix("--")
         if name.startswith("config."):
             key = name.removeprefix("config.")
@@ -182,11 +220,11 @@ def _names(problem: str, key: str) -> bool:
     return any(part and part in problem for part in (key, key.rpartition(".")[2], key.partition(".")[0]))
 
 
-def _find_root() -> Path:
+def _find_root(given: flags.FlagValues, argv: Sequence[str]) -> Path:
     """The run's folder, absolute."""
-    if _WORKDIR.value:
-        return Path(_WORKDIR.value).expanduser().absolute()
-    file, _, preset = str(FLAGS["config"].config_filename).partition(":")
+    if given.workdir:
+        return Path(given.workdir).expanduser().absolute()
+    file, _, preset = (_value_of(argv, "config") or "").partition(":")
     name = Path(file).stem
     return (Path("runs") / (f"{name}-{preset}" if preset else name)).absolute()
 
@@ -202,30 +240,31 @@ def _set_up_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _describe(config: ConfigDict, root: Path) -> int:
+def _describe(config: ConfigDict, root: Path, *, as_json: bool) -> int:
     from seq2seq_jax.describe import describe, render
 
     report = describe(config, root)
-    print(json.dumps(report) if _JSON.value else render(report))
+    print(json.dumps(report) if as_json else render(report))
     return 0
 
 
-def _train(config: ConfigDict, root: Path) -> int:
+def _train(config: ConfigDict, root: Path, *, fresh: bool) -> int:
     from seq2seq_jax import modes
     from seq2seq_jax.workdir import claim
 
-    with claim(root, fresh=_FRESH.value):
-        return _report(modes.train(config, root), root)
+    with claim(root, fresh=fresh):
+        return _report(modes.train(config, root), root, as_json=False)
 
 
-def _report(results: dict[str, Any], root: Path) -> int:
+def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
     """Prints what a run came to."""
-    if _JSON.value:
+    if as_json:
         print(json.dumps(results))
         return 0
     scores = results["test"]
     for sample in scores["samples"]:
-        print(f"\n  source     {sample['source']}\n  hypothesis {sample['hypothesis']}\n  reference  {sample['reference']}")
+        print(f"\n  source     {sample['source']}\n  hypothesis {sample['hypothesis']}")
+        print(f"  reference  {sample['reference']}")
         if "attention" in sample:
             print(f"  attention  {root / sample['attention']}")
     print(f"\ntest ({scores['sentences']} sentences, step {scores['step']}, beam {scores['beam_size']}):")
@@ -236,20 +275,21 @@ def _report(results: dict[str, Any], root: Path) -> int:
     return 0
 
 
-def _translate(config: ConfigDict, root: Path) -> int:
+def _translate(config: ConfigDict, root: Path, *, source: str | None, target: str | None, nbest: int) -> int:
     from seq2seq_jax import modes
 
-    target = Path(_OUTPUT.value) if _OUTPUT.value else None
-    lines = _read_input(_INPUT.value)
+    lines = _read_input(source)
     if target is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
-        modes.translate(config, root, lines, sys.stdout, nbest=_NBEST.value)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        modes.translate(config, root, lines, sys.stdout, nbest=nbest)
         return 0
-    part = target.with_name(target.name + ".part")
+    path = Path(target)
+    part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as output:
-            modes.translate(config, root, lines, output, nbest=_NBEST.value)
-        part.replace(target)  # only whole output gets the name that was asked for
+            modes.translate(config, root, lines, output, nbest=nbest)
+        part.replace(path)  # only whole output gets the name that was asked for
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror}); choose another place.") from error
     return 0
@@ -258,10 +298,11 @@ def _translate(config: ConfigDict, root: Path) -> int:
 def _read_input(path: str | None) -> Iterator[str]:
     """Lines without their ends, from a file or standard input; only "\\n" ends a line."""
     if path is None:
-        sys.stdin.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[union-attr]
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", newline="\n")
         return _lines(sys.stdin, "standard input")
     try:
-        return _lines(open(path, encoding="utf-8", newline="\n"), path)  # noqa: SIM115
+        return _lines(open(path, encoding="utf-8", newline="\n"), path)
     except OSError as error:
         raise UserError(f"--input={path}: cannot be read ({error.strerror}).") from error
 

@@ -18,6 +18,8 @@ from seq2seq_jax.data.pipeline import TokenPairs, batches, build_batch, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import Terminated, UserError
+from seq2seq_jax.evaluate.attention_maps import save_attention_map
+from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
     Experiment,
     Splits,
@@ -28,8 +30,6 @@ from seq2seq_jax.experiment import (
     open_splits,
     versions,
 )
-from seq2seq_jax.evaluate.attention_maps import save_attention_map
-from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.parallel.shard import place_batch
 from seq2seq_jax.serve.translate import moses_nbest, stream
@@ -101,9 +101,11 @@ def train(config: ConfigDict, root: Path) -> dict[str, Any]:
     save_config(config, folder.config)
     corpus = Corpus.make(experiment, splits)
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
-    with StopSignal() as stop, Checkpoints(
-        folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=say
-    ) as checkpoints, MetricsFile(folder.metrics) as metrics:
+    with (
+        StopSignal() as stop,
+        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=say) as checkpoints,
+        MetricsFile(folder.metrics) as metrics,
+    ):
         state, meta = _start(experiment, checkpoints, corpus, splits)
         first = int(state.step)
         metrics.truncate_after(first)
@@ -151,9 +153,7 @@ class Corpus:
         dev = tokenise(splits.dev, experiment.vocabs)
         sizes = {"rows_multiple": ROWS_MULTIPLE, "tokens_per_batch": data.tokens_per_batch}
         sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
-        plan = make_plan(
-            pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes
-        )
+        plan = make_plan(pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes)
         dev_plan = make_plan(
             dev.source_lengths, dev.target_lengths, seed=seed, max_shapes=DEV_SHAPES, shuffle=False, **sizes
         )
@@ -197,9 +197,7 @@ def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: 
         say(f"step {first} is the last one (config.train.steps): nothing left to train, evaluating")
 
 
-def _make_run(
-    experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress
-) -> Run:
+def _make_run(experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress) -> Run:
     keys, plan = experiment.config.train, corpus.plan
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     prefetch = experiment.config.data.prefetch
@@ -252,10 +250,17 @@ def _make_dev_evaluation(
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
         found = translator.translate_many(state.params, dev.source[:count], poll=poll)
         scores = corpus_scores(
-            [item.text for item in found], _references(dev)[:count], target=config.data.target, lowercase_tokenized=False
+            [item.text for item in found],
+            _references(dev)[:count],
+            target=config.data.target,
+            lowercase_tokenized=False,
         )
         mean = nll / max(weight, 1.0)
-        return {"loss": mean, "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)), "bleu": scores["bleu"]}
+        return {
+            "loss": mean,
+            "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)),
+            "bleu": scores["bleu"],
+        }
 
     return evaluate
 

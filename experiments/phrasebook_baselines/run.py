@@ -1,4 +1,4 @@
-"""How far two translators without a model get on the phrasebook: a learned dictionary and the nearest training sentence.
+"""How far two translators without a model get on the phrasebook: a learned dictionary and the nearest sentence.
 
 The corpus is only worth training on if both fail. The dictionary is IBM model 1 (Brown et al., 1993): each source word
 becomes its most probable target word, in place. The nearest sentence is that of greatest TF-IDF cosine over words and
@@ -66,7 +66,7 @@ def _align(sources: list[list[str]], targets: list[list[str]], rounds: int) -> d
 
 
 def find_nearest(train: list[list[str]], test: list[list[str]]) -> list[int]:
-    """The index of the training sentence of greatest TF-IDF cosine over words and word pairs, for each test sentence."""
+    """For each test sentence, the training sentence of greatest TF-IDF cosine over words and word pairs."""
     grams = [Counter(_list_grams(words)) for words in train]
     frequency = Counter(gram for counter in grams for gram in counter)
     weight = {gram: np.log(len(train) / count) for gram, count in frequency.items()}

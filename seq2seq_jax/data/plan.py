@@ -179,32 +179,26 @@ def make_plan(
     """Plans all batches of a corpus; O(N) in numpy, a pure function of its arguments.
 
     Args:
-        source_lengths: `[N]` as the model is fed them (eos included).
-        target_lengths: `[N]`, eos included.
+        source_lengths, target_lengths: `[N]` as the model is fed them, eos included.
         seed: of the order; not negative.
         tokens_per_batch: slots of source and target in a batch: rows * (S + T) stays at or below it.
         rows: rows of every batch; instead of `tokens_per_batch`.
         max_shapes: at most so many shapes (compilations); fewer where more would not save padding.
         rows_multiple: rows divide by it, so that they divide among devices.
-        max_source_len, max_target_len: longer examples are left out.
-        min_source_len, min_target_len: shorter ones too; 2 leaves out texts that hold nothing but eos.
+        max_source_len, max_target_len, min_source_len, min_target_len: longer and shorter examples are left
+            out; a minimum of 2 leaves out texts that hold nothing but eos.
         shuffle: False for an order that a person can follow.
 
     Raises:
         UserError: nothing is left, or `tokens_per_batch` is too small for the longest examples.
     """
     source, target = np.asarray(source_lengths), np.asarray(target_lengths)
-    if source.shape != target.shape or source.ndim != 1:
-        raise ValueError(f"lengths must be two equal vectors, but are {source.shape} and {target.shape} instead.")
-    _check(seed, tokens_per_batch, rows, max_shapes, rows_multiple)
+    _check(source, target, seed, tokens_per_batch, rows, max_shapes, rows_multiple)
     long = (source > max_source_len) | (target > max_target_len)
     short = ~long & ((source < min_source_len) | (target < min_target_len))
     kept = np.flatnonzero(~(long | short))
     if not len(kept):
-        raise UserError(
-            f"No example is left to plan: of {len(source)}, {int(long.sum())} are longer than data.max_source_len = "
-            f"{max_source_len} or data.max_target_len = {max_target_len}, {int(short.sum())} are empty."
-        )
+        raise UserError(_tell_nothing_left(int(long.sum()), int(short.sum()), max_source_len, max_target_len))
     source, target = source[kept], target[kept]
     shapes, shape_of = choose_shapes(
         source, target, tokens_per_batch=tokens_per_batch, rows=rows, max_shapes=max_shapes, rows_multiple=rows_multiple
@@ -214,7 +208,7 @@ def make_plan(
     sizes = np.bincount(shape_of, minlength=len(shapes))
     promote = settle_leftovers(shapes, sizes.tolist())
     batches, slots = count_slots(shapes, sizes.tolist(), promote)
-    ids = kept.astype(np.int32 if len(long) < 2**31 else np.int64)[order]
+    ids = kept.astype(np.min_scalar_type(-len(long)))[order]
     return BatchPlan(
         shapes=shapes,
         seed=int(seed),
@@ -229,7 +223,17 @@ def make_plan(
     )
 
 
-def _check(seed: int, tokens: int | None, rows: int | None, max_shapes: int, rows_multiple: int) -> None:
+def _check(
+    source: np.ndarray,
+    target: np.ndarray,
+    seed: int,
+    tokens: int | None,
+    rows: int | None,
+    max_shapes: int,
+    rows_multiple: int,
+) -> None:
+    if source.shape != target.shape or source.ndim != 1:
+        raise ValueError(f"lengths must be two equal vectors, but are {source.shape} and {target.shape} instead.")
     if (tokens is None) == (rows is None):
         raise ValueError("Exactly one of `tokens_per_batch` and `rows` must be given.")
     for name, value, least in (("seed", seed, 0), ("max_shapes", max_shapes, 1), ("rows_multiple", rows_multiple, 1)):
@@ -237,6 +241,13 @@ def _check(seed: int, tokens: int | None, rows: int | None, max_shapes: int, row
             raise ValueError(f"`{name}` must be at least {least}, but is {value} instead.")
     if rows is not None and (rows < 1 or rows % rows_multiple):
         raise UserError(f"data.rows must be a positive multiple of {rows_multiple} (devices), but is {rows}.")
+
+
+def _tell_nothing_left(long: int, short: int, max_source_len: int, max_target_len: int) -> str:
+    return (
+        f"No example is left to plan: of {long + short}, {long} are longer than data.max_source_len = {max_source_len} "
+        f"or data.max_target_len = {max_target_len}, {short} are empty."
+    )
 
 
 def permute(count: int, *key: int) -> np.ndarray:

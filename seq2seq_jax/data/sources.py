@@ -15,8 +15,8 @@ import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -250,7 +250,7 @@ def _read_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
-def _read_blocks(file: IO[bytes], path: Path) -> Iterator[bytes]:
+def _read_blocks(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[bytes]:
     """Blocks of whole lines of about `_BLOCK_BYTES`."""
     parts: list[bytes] = []
     held = 0

@@ -355,9 +355,8 @@ def _collect(
     finished = slots < count
     source = jnp.where(finished, slots, beam + slots - count)
     kept = jax.tree.map(lambda a, b: gather_beams(jnp.concatenate([a, b], axis=-1), source), ended, cut)
-    last_tokens = jnp.where(
-        finished, rules.eos_id, gather_beams(gather_beams(live.tokens, order), jnp.maximum(slots - count, 0))
-    )
+    cut_tokens = gather_beams(live.tokens, gather_beams(order, jnp.maximum(slots - count, 0)))
+    last_tokens = jnp.where(finished, rules.eos_id, cut_tokens)
     lengths = jnp.where(kept.scores > -jnp.inf, kept.lengths, 0)
     tokens, attention = _read_trail(state.trail, kept.parents, last_tokens, lengths, pad_id)
     return Hypotheses(

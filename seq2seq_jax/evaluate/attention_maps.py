@@ -67,7 +67,7 @@ def _draw(weights: np.ndarray, source_pieces: Sequence[str], target_pieces: Sequ
     # Room for the labels (the longest decides) and the colour bar.
     width = _CELL_INCHES * columns + 0.09 * _longest(target_pieces) + 1.6
     height = _CELL_INCHES * rows + 0.09 * _longest(source_pieces) + (1.0 if title else 0.6)
-    figure = Figure(figsize=(min(width, _MAX_INCHES), min(height, _MAX_INCHES)), layout="constrained")
+    figure = Figure(figsize=(min(width, _MAX_INCHES), min(height, _MAX_INCHES)))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(weights, cmap="gray", vmin=0.0, vmax=max(float(weights.max()), 1e-6), interpolation="nearest")
@@ -75,7 +75,7 @@ def _draw(weights: np.ndarray, source_pieces: Sequence[str], target_pieces: Sequ
     fonts = _font_families()
     _label(axes, source_pieces, target_pieces, fonts)
     if title:
-        axes.set_title(_printable(title), family=fonts, fontsize=10, wrap=True, parse_math=False)
+        axes.set_title(_printable(title), family=fonts, fontsize=10, parse_math=False)
     figure.colorbar(image, ax=axes, shrink=min(1.0, 6.0 / rows), pad=0.02).ax.tick_params(labelsize=8)
     return figure
 
@@ -112,7 +112,7 @@ def _write_whole(figure: Figure, path: Path) -> None:
         with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
             # Without a font for a script its letters are boxes: no reason to lose the picture.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=_DOTS_PER_INCH)
+            figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=_DOTS_PER_INCH, bbox_inches="tight")
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(name, path)
     except BaseException:

@@ -1,6 +1,6 @@
 """Additive attention: the scores are a feed-forward network of query and key.
 
-    score(q, k) = v . tanh(Q q + K k + b)          (Bahdanau et al. 2015, section A.1.2)
+score(q, k) = v . tanh(Q q + K k + b)          (Bahdanau et al. 2015, section A.1.2)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*B S"]) -> F
     return weights / jnp.where(total > 0, total, 1.0)
 
 
-def additive_scores(queries: Float[Array, "B T A"], keys: Float[Array, "B S A"], v: Float[Array, "A"]) -> Array:
+def additive_scores(queries: Float[Array, "B T A"], keys: Float[Array, "B S A"], v: Float[Array, " A"]) -> Array:
     """`v . tanh(q + k)` of every pair, `[B, T, S]` float32, one target step at a time.
 
     Each step is recomputed in the backward pass, so that `[B, T, S, A]` never exists.

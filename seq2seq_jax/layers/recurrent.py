@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,8 @@ def _lstm(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, re
     return cells, outputs
 
 
-def _lstm_forward(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool):  # noqa: ANN202
-    def step(carry: Carry, inputs: tuple[Array, Array]):  # noqa: ANN202
+def _lstm_forward(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> Any:
+    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array, Array]]:
         c, h = carry
         x, real = inputs
         z = x.astype(jnp.float32) + jnp.dot(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
@@ -63,7 +64,7 @@ def _lstm_forward(projected: Array, kernel: Array, mask: Array, c0: Array, h0: A
     return saved, (kernel, mask, c0, h0)
 
 
-def _lstm_fwd(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool):  # noqa: ANN202
+def _lstm_fwd(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> Any:
     (gates, cells, outputs), rest = _lstm_forward(projected, kernel, mask, c0, h0, reverse)
     return (cells, outputs), (gates, cells, outputs, *rest)
 
@@ -75,11 +76,11 @@ def _before(states: Array, initial: Array, reverse: bool) -> Array:
     return jnp.concatenate([initial[None], states[:-1]])
 
 
-def _lstm_bwd(reverse: bool, saved, cotangents):  # noqa: ANN001, ANN202
+def _lstm_bwd(reverse: bool, saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> Any:
     gates, cells, outputs, kernel, mask, c0, h0 = saved
     kernel_t = kernel.T
 
-    def step(carry: Carry, inputs):  # noqa: ANN001, ANN202
+    def step(carry: Carry, inputs: tuple[Array, ...]) -> tuple[Carry, Array]:
         dc, dh = carry
         act, c, c_before, real, dc_out, dh_out = inputs
         i, f, g, o = jnp.split(act.astype(jnp.float32), 4, axis=-1)
@@ -172,7 +173,7 @@ class LSTM(nn.Module):
         ends = [sum(self.input_features[: n + 1]) for n in range(len(self.input_features))]
         return jnp.split(self.input_kernel.astype(self.dtype), ends[:-1])
 
-    def project(self, *parts: Array) -> Array:
+    def project(self, *parts: Array | None) -> Array:
         """Input products plus bias, `[..., 4H]`: all that can be done before the loop.
 
         A part that is None is left out (its product can be added later, inside a loop).

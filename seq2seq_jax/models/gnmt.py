@@ -29,13 +29,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn, struct
+from flax import linen as nn
+from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
 from seq2seq_jax.layers.attention import AdditiveAttention, attend
 from seq2seq_jax.layers.dropout import Dropout, dropout_mask
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.recurrent import LSTM, lstm_cell
+from seq2seq_jax.layers.recurrent import LSTM, Carry, lstm_cell
 
 ATTENTION_FROM = ("previous_step", "current_step")
 SHARED = ("none", "target", "all")
@@ -74,7 +75,9 @@ class GNMTConfig:
 
     def __post_init__(self) -> None:
         if self.attention_from not in ATTENTION_FROM:
-            raise ValueError(f"`attention_from` must be one of {ATTENTION_FROM}, but is {self.attention_from!r} instead.")
+            raise ValueError(
+                f"`attention_from` must be one of {ATTENTION_FROM}, but is {self.attention_from!r} instead."
+            )
         if self.share_embeddings not in SHARED:
             raise ValueError(f"`share_embeddings` must be one of {SHARED}, but is {self.share_embeddings!r} instead.")
         if self.share_embeddings == "all" and self.source_vocab != self.target_vocab:
@@ -117,9 +120,7 @@ class GNMT(nn.Module):
 
         self.target_embedding = Embedding(cfg.target_vocab, width, dtype, scale)
         self.source_embedding = (
-            self.target_embedding
-            if cfg.share_embeddings == "all"
-            else Embedding(cfg.source_vocab, width, dtype, scale)
+            self.target_embedding if cfg.share_embeddings == "all" else Embedding(cfg.source_vocab, width, dtype, scale)
         )
         self.softmax = Softmax(cfg.target_vocab, width, own_kernel=cfg.share_embeddings == "none", init_scale=scale)
         self.encoder_bottom_forward = layer(width)
@@ -181,7 +182,7 @@ class GNMT(nn.Module):
         noise = dropout_mask(self.make_rng("dropout"), rate, noise_shape, x.dtype) if rate else None
 
         @jax.checkpoint
-        def step(carry: tuple[Array, Array], inputs: tuple[Array, Array | None]):  # noqa: ANN202
+        def step(carry: Carry, inputs: tuple[Array, Array | None]) -> tuple[Carry, tuple[Array, Array, Array]]:
             c, h = carry
             z, factor = inputs
             h = h.astype(context_kernel.dtype)

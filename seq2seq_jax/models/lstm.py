@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from flax import linen as nn, struct
+from flax import linen as nn
+from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
 from seq2seq_jax.layers.dropout import Dropout
@@ -120,7 +121,9 @@ class LSTMSeq2Seq(nn.Module):
     def project(self, hidden: Array) -> Array:
         """Hidden states `[..., D]` to logits `[..., V]` float32."""
         kernel, bias = self.softmax_weights()
-        return jnp.einsum("...d,vd->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32) + bias
+        return (
+            jnp.einsum("...d,vd->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32) + bias
+        )
 
     def __call__(self, source: Array, source_mask: Array, target_in: Array, *, train: bool = False) -> Array:
         """Everything at once, logits `[B, T, V]`: makes the parameters, and serves small studies."""

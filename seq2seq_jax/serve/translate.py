@@ -18,9 +18,14 @@ _END = None
 class Candidate(Protocol):
     """One entry of an n-best list."""
 
-    text: str
-    score: float
-    log_prob: float
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def log_prob(self) -> float: ...
 
 
 def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:

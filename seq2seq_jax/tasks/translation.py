@@ -143,7 +143,7 @@ class Translator:
         attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
         lengths = (search.length_factor * source_mask.sum(axis=-1)).astype(jnp.int32) + search.length_extra
         ids = {"bos_id": vocab.bos_id, "eos_id": vocab.eos_id, "pad_id": vocab.pad_id}
-        common = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, "return_attention": attends, **ids}
+        common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, "return_attention": attends, **ids}
         if search.beam_size == 1:
             return greedy_search(step, cache, **common)
         return beam_search(
@@ -204,7 +204,9 @@ class Translator:
             if length > 0:
                 tokens = found.tokens[row, n, :length].tolist()
                 score, log_prob = float(found.scores[row, n]), float(found.log_probs[row, n])
-                candidates.append(Candidate(vocab.decode(tokens), tokens, score, log_prob, bool(found.finished[row, n])))
+                candidates.append(
+                    Candidate(vocab.decode(tokens), tokens, score, log_prob, bool(found.finished[row, n]))
+                )
         attention = None
         if found.attention is not None and candidates:
             attention = np.asarray(found.attention[row, 0, : len(candidates[0].tokens), : len(source)])

@@ -1,11 +1,12 @@
 """Cross-entropy that never holds the logits of a whole batch, with label smoothing.
 
-    loss = -sum_n w_n [(1 - e) log p(y_n) + e / V sum_v log p(v)]          (Szegedy et al. 2016, section 7)
+loss = -sum_n w_n [(1 - e) log p(y_n) + e / V sum_v log p(v)]          (Szegedy et al. 2016, section 7)
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,9 @@ class CrossEntropy:
 def cross_entropy(
     hidden: Float[Array, "N D"],
     kernel: Float[Array, "V D"],
-    bias: Float[Array, "V"],
-    targets: Int[Array, "N"],
-    weights: Float[Array, "N"],
+    bias: Float[Array, " V"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
     *,
     label_smoothing: float = 0.0,
     chunk: int = 1024,
@@ -60,7 +61,7 @@ def cross_entropy(
     return CrossEntropy(loss=loss, nll=nll, correct=correct)
 
 
-def _chunk_sums(smoothing: float, logits: Array, targets: Array, weights: Array):  # noqa: ANN202
+def _chunk_sums(smoothing: float, logits: Array, targets: Array, weights: Array) -> Any:
     """Sums over one chunk, and the log of each row's normaliser `[C]`."""
     log_total = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
@@ -76,8 +77,8 @@ def _logits(hidden: Array, kernel: Array, bias: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array):  # noqa: ANN202
-    def body(total, chunk):  # noqa: ANN001, ANN202
+def _chunked(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array) -> Any:
+    def body(total: Any, chunk: tuple[Array, Array, Array]) -> Any:
         h, y, w = chunk
         sums, _ = _chunk_sums(smoothing, _logits(h, kernel, bias), y, w)
         return jax.tree.map(jnp.add, total, sums), None
@@ -85,10 +86,10 @@ def _chunked(smoothing: float, hidden: Array, kernel: Array, bias: Array, target
     return jax.lax.scan(body, (jnp.float32(0),) * 3, (hidden, targets, weights))[0]
 
 
-def _chunked_fwd(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array):  # noqa: ANN202
+def _chunked_fwd(smoothing: float, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array) -> Any:
     vocab = kernel.shape[0]
 
-    def body(total, chunk):  # noqa: ANN001, ANN202
+    def body(total: Any, chunk: tuple[Array, Array, Array]) -> Any:
         sums, d_kernel, d_bias = total
         h, y, w = chunk
         logits = _logits(h, kernel, bias)
@@ -106,7 +107,7 @@ def _chunked_fwd(smoothing: float, hidden: Array, kernel: Array, bias: Array, ta
     return sums, (d_hidden, d_kernel, d_bias)
 
 
-def _chunked_bwd(smoothing: float, saved, cotangents):  # noqa: ANN001, ANN202
+def _chunked_bwd(smoothing: float, saved: tuple[Array, Array, Array], cotangents: tuple[Array, ...]) -> Any:
     scale = cotangents[0]  # nll and correct are for the log line only: nothing flows through them
     d_hidden, d_kernel, d_bias = saved
     return (d_hidden * scale).astype(d_hidden.dtype), d_kernel * scale, d_bias * scale, None, None

@@ -21,15 +21,15 @@ class SwitchState(NamedTuple):
     second: Any
 
 
-def switch_after(steps: int, first: optax.GradientTransformation, second: optax.GradientTransformation) -> (
-    optax.GradientTransformation
-):
+def switch_after(
+    steps: int, first: optax.GradientTransformation, second: optax.GradientTransformation
+) -> optax.GradientTransformation:
     """Uses `first` for the first `steps` updates and `second` from then on."""
 
     def init(params: optax.Params) -> SwitchState:
         return SwitchState(jnp.zeros([], jnp.int32), first.init(params), second.init(params))
 
-    def update(updates: optax.Updates, state: SwitchState, params: optax.Params | None = None):  # noqa: ANN202
+    def update(updates: optax.Updates, state: SwitchState, params: optax.Params | None = None) -> Any:
         def use_first() -> tuple[optax.Updates, SwitchState]:
             out, new = first.update(updates, state.first, params)
             return out, SwitchState(state.count + 1, new, state.second)

@@ -36,7 +36,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
-    The gradient is that of the batch's mean. A step whose loss or gradient norm is not finite
+    The gradient is that of the batch's mean. A step whose loss, gradient or update is not finite
     changes nothing but the counters (`skipped`, and `step`: its batch is consumed).
 
     The sums get `grad_norm` (before clipping), `finite` (1 or 0) and `skipped` (in a row).
@@ -48,8 +48,8 @@ def make_train_step(
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(objective) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        finite = jnp.isfinite(objective) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         params = optax.apply_updates(state.params, updates)
 
         def keep(new: PyTree, old: PyTree) -> PyTree:

@@ -96,9 +96,10 @@ class World:
                     own = sorted((y + (v,) for v in words), key=key, reverse=True)[:beam]
                     ended += [z for z in own if z[-1] == EOS]
             live = [y for y in grown if y[-1] != EOS][:beam]
-        return self.ranked(row, ended, alpha, beta)[:beam] + self.ranked(row, live, alpha, beta)[
-            : max(0, beam - len(ended))
-        ]
+        return (
+            self.ranked(row, ended, alpha, beta)[:beam]
+            + self.ranked(row, live, alpha, beta)[: max(0, beam - len(ended))]
+        )
 
 
 def run_beam(world: World, lengths=None, **options):
@@ -139,7 +140,7 @@ def check_hypotheses(world: World, hypotheses, alpha: float, beta: float) -> Non
 
 @pytest.mark.parametrize(
     ("vocab", "steps", "alpha", "beta"),
-    [(5, 4, 0.0, 0.0), (6, 3, 0.7, 0.0), (6, 3, 0.0, 0.4), (7, 3, 1.0, 0.3), (10, 2, -0.8, 0.5)],
+    [(5, 4, 0.0, 0.0), (7, 3, 1.0, 0.3), (10, 2, -0.8, 0.5)],
 )
 def test_a_wide_beam_without_early_stopping_equals_enumeration(vocab, steps, alpha, beta):
     world = World(vocab, batch=3, vocab=vocab, steps=steps)
@@ -154,7 +155,7 @@ def test_a_wide_beam_without_early_stopping_equals_enumeration(vocab, steps, alp
 
 @pytest.mark.parametrize(
     ("beam", "vocab", "steps", "alpha", "beta"),
-    [(1, 5, 4, 0.0, 0.0), (2, 5, 5, 0.6, 0.2), (3, 8, 4, 0.0, 0.3), (4, 6, 4, -0.7, 0.0), (9, 6, 4, 1.0, 0.1)],
+    [(2, 5, 5, 0.6, 0.2), (4, 6, 4, -0.7, 0.0), (9, 6, 4, 1.0, 0.1)],
 )
 def test_beam_equals_search_over_lists_with_and_without_early_stopping(beam, vocab, steps, alpha, beta):
     world = World(beam, batch=12, vocab=vocab, steps=steps)
@@ -176,12 +177,14 @@ def test_early_stopping_stops():
         log_probs = jnp.where(step[:, None] > 1, jnp.nan, jnp.log(probs))
         return StepResult(log_probs=log_probs, attention=None, cache=cache)
 
-    options = {"beam_size": 2, "max_lengths": jnp.array([9]), "max_len": 9, **IDS}
-    early = beam_search(step, (), early_stop=True, **options)
+    def search(early_stop):
+        options = {"beam_size": 2, "max_lengths": jnp.array([9]), "max_len": 9, **IDS}
+        return jax.jit(lambda: beam_search(step, (), early_stop=early_stop, **options))()
+
+    early = search(True)
     assert early.tokens[0, :, :3].tolist() == [[EOS, PAD, PAD], [4, EOS, PAD]]
     np.testing.assert_allclose(early.scores[0], np.log([0.9, 0.06 * 0.9]), rtol=1e-6)
-    full = beam_search(step, (), early_stop=False, **options)
-    assert not np.isfinite(full.scores).all()
+    assert not np.isfinite(search(False).scores).all()
 
 
 def test_rows_do_not_depend_on_their_neighbours():
@@ -213,15 +216,14 @@ def test_each_row_keeps_to_its_own_maximum_length():
     check_hypotheses(world, found, 0, 0)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_greedy_equals_a_beam_of_one_without_penalties(seed):
-    world = World(seed, batch=16, vocab=5, steps=5)
-    lengths = jnp.asarray([5 - row % 6 for row in range(16)])
-    rows = jnp.arange(16) != 2
+def test_greedy_equals_a_beam_of_one_without_penalties():
+    world = World(0, batch=60, vocab=5, steps=5)
+    lengths = jnp.asarray([5 - row % 6 for row in range(60)])
+    rows = jnp.arange(60) != 2
     options = {"max_lengths": lengths, "max_len": 5, "row_mask": rows, "return_attention": True, **IDS}
-    greedy = greedy_search(world.step, world.cache(), **options)
-    beam = beam_search(world.step, world.cache(), beam_size=1, **options)
-    assert 0 < int(greedy.finished.sum()) < 16
+    greedy = jax.jit(lambda cache: greedy_search(world.step, cache, **options))(world.cache())
+    beam = jax.jit(lambda cache: beam_search(world.step, cache, beam_size=1, **options))(world.cache())
+    assert 10 < int(greedy.finished.sum()) < 50
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), greedy, beam)
 
 
@@ -236,27 +238,28 @@ def test_attention_is_that_of_each_hypothesis():
             np.testing.assert_allclose(found.attention[row, slot], expected, rtol=1e-6)
 
 
-def constant_step(probs, attention=None, token_ids=None):
+def constant_step(*probs, token_ids=None):
+    """The same probabilities at every step; one list a row."""
+
     def step(tokens, step, cache):
-        log_probs = jnp.broadcast_to(jnp.log(jnp.asarray(probs, jnp.float32)), (tokens.shape[0], len(probs)))
-        return StepResult(log_probs=log_probs, attention=attention, cache=cache, token_ids=token_ids)
+        log_probs = jnp.log(jnp.asarray(probs, jnp.float32))
+        return StepResult(log_probs=log_probs, attention=None, cache=cache, token_ids=token_ids)
 
     return step
 
 
 @pytest.mark.parametrize("search", ["beam", "greedy"])
 def test_pad_and_bos_are_never_predicted_and_impossible_rows_are_empty(search):
-    def run(probs):
-        options = {"max_lengths": jnp.array([3]), "max_len": 3, **IDS}
-        if search == "greedy":
-            return greedy_search(constant_step(probs), (), **options)
-        return beam_search(constant_step(probs), (), beam_size=1, **options)
-
-    likely_pad = run([0.5, 0.0, 0.4, 0.0, 0.1])
-    assert likely_pad.tokens.tolist() == [[[4, 4, 4]]] and not likely_pad.finished.any()
-    impossible = run([0.6, 0.0, 0.4, 0.0, 0.0])
-    assert impossible.lengths.tolist() == [[0]] and impossible.scores.tolist() == [[-np.inf]]
-    assert impossible.tokens.tolist() == [[[PAD] * 3]] and not impossible.finished.any()
+    step = constant_step([0.5, 0.0, 0.4, 0.0, 0.1], [0.6, 0.0, 0.4, 0.0, 0.0])
+    options = {"max_lengths": jnp.array([3, 3]), "max_len": 3, **IDS}
+    if search == "greedy":
+        found = greedy_search(step, (), **options)
+    else:
+        found = beam_search(step, (), beam_size=1, **options)
+    assert found.tokens.tolist() == [[[4, 4, 4]], [[PAD] * 3]]
+    assert found.lengths.tolist() == [[3], [0]] and not found.finished.any()
+    assert found.scores[1, 0] == found.log_probs[1, 0] == -np.inf
+    np.testing.assert_allclose(found.scores[0, 0], 3 * np.log(0.1), rtol=1e-6)
 
 
 def test_eos_may_double_as_bos_or_pad():

@@ -11,6 +11,7 @@ from flax import linen as nn
 from seq2seq_jax.layers.attention import AdditiveAttention, additive_scores, masked_softmax
 
 B, T, S, A, D, M = 3, 4, 5, 7, 6, 8
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
 MASK = jnp.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 1, 0]], bool)
 
 
@@ -79,7 +80,7 @@ def test_a_row_without_real_positions_gives_zeros_and_finite_gradients():
         contexts, weights = module.apply(variables, queries, values, mask, method=run)
         return jnp.sum(jnp.sin(contexts)) + jnp.sum(weights**2), (contexts, weights)
 
-    graded = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    graded = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True), compiler_options=QUICKLY)
     gradients, (contexts, weights) = graded(variables, queries, values)
     np.testing.assert_array_equal(contexts[1], 0.0)
     np.testing.assert_array_equal(weights[1], 0.0)
@@ -113,7 +114,7 @@ def test_one_query_at_a_time_equals_all_at_once():
 
     def total(function):
         graded = jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), argnums=(0, 1, 2))
-        return jax.jit(graded)(queries, keys, v)
+        return jax.jit(graded, compiler_options=QUICKLY)(queries, keys, v)
 
     def one_by_one(queries, keys, v):
         return jnp.concatenate([additive_scores(queries[:, t : t + 1], keys, v) for t in range(T)], axis=1)

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from seq2seq_jax.layers.recurrent import LSTM, lstm
 
 T, B, H = 7, 4, 5
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
 # Real steps in front, behind, everywhere, and with holes.
 MASK = jnp.array([[1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 1, 1, 0]], bool).T
 
@@ -77,7 +78,7 @@ def test_gradients_equal_autodiff_of_a_scan(reverse):
             results = function(*args, MASK, reverse)
             return sum(jax.tree.leaves(jax.tree.map(lambda w, r: jnp.vdot(w.astype(np.float32), r), weights, results)))
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)), compiler_options=QUICKLY)
 
     value, gradients = objective(custom_lstm)(*args)
     want_value, want = objective(scan_lstm)(*args)
@@ -89,9 +90,8 @@ def test_gradients_equal_autodiff_of_a_scan(reverse):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_equal_finite_differences(reverse):
-    check_grads(
-        jax.jit(lambda *args: custom_lstm(*args, MASK, reverse)), draw(3), order=1, modes=["rev"], atol=2e-2, rtol=2e-2
-    )
+    run = jax.jit(lambda *args: custom_lstm(*args, MASK, reverse), compiler_options=QUICKLY)
+    check_grads(run, draw(3), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 def test_absent_initial_state_is_zeros():
@@ -168,7 +168,7 @@ def test_bfloat16_is_near_float32():
             outputs, carry = layer.apply(variables, first, second, mask=MASK)
             return jnp.sum(jnp.sin(outputs.astype(jnp.float32))) + jnp.sum(carry[0]), outputs
 
-        return jax.jit(jax.value_and_grad(total, has_aux=True))(variables)
+        return jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICKLY)(variables)
 
     (_, outputs), gradients = value_and_grad(low)
     (_, want), want_gradients = value_and_grad(layer)
