@@ -49,6 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="measurements in each process")
     parser.add_argument("--warm_up", type=int, default=2, help="steps after the first that are not measured")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--cores", type=int, default=0, help="keep each process to so many cores; 0 is all")
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--check", action="store_true", help="compare loss and gradients instead of time")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a process of a round is told
@@ -175,15 +176,17 @@ def measure_ours(args: argparse.Namespace) -> dict[str, Any]:
         state, sums = step(state, batch)
     jax.block_until_ready(state)
     device = jax.devices()[0]
-    seconds, block = [], 1 if device.platform == "cpu" else 10
+    seconds, cpu_seconds, block = [], [], 1 if device.platform == "cpu" else 10
     for _ in range(args.steps):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(block):
             state, sums = step(state, batch)
         jax.block_until_ready((state, sums))
         seconds.append((time.perf_counter() - start) / block)
+        cpu_seconds.append((time.process_time() - cpu_start) / block)
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "compile_seconds": compile_seconds,
         "parameters": parameters,
         "loss": float(sums["loss"] / sums["weight"]),
@@ -249,22 +252,26 @@ def run_check(args: argparse.Namespace) -> bool:
     return counts[0] == counts[1] and loss_error < CHECK_TOLERANCE and worst < CHECK_TOLERANCE
 
 
-def run_side(side: str) -> dict[str, Any]:
+def run_side(side: str, *, cores: int) -> dict[str, Any]:
     """One process of one side with this process's arguments; its figures."""
     command = [sys.executable, *sys.argv, "--side", side]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = dict(os.environ)
+    if cores:
+        environment |= {"OMP_NUM_THREADS": str(cores), "PJRT_NPROC": str(cores)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode:
         raise UserError(f"the process of {side} ended with code {done.returncode}; its message stands above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def summarise(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Minimum and median of the seconds a step over all processes of a side, and rates at the minimum."""
+    """The seconds a step over all processes of a side, and rates at the minimum."""
     seconds = [second for run in runs for second in run["seconds"]]
     best = min(seconds)
     return {
         "ms": 1e3 * best,
         "median_ms": 1e3 * float(np.median(seconds)),
+        "cpu_ms": 1e3 * min(second for run in runs for second in run["cpu_seconds"]),
         "tokens_per_second": args.rows * (args.source + args.target) / best,
         "gflop_per_second": count_flops(args) / best / 1e9,
         "first_seconds": min(run.get("compile_seconds", run.get("first_step_seconds")) for run in runs),
@@ -277,27 +284,35 @@ def summarise(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str,
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     """Prints a line a side, and the ratio."""
-    titles = ("", "ms/step", "median", "tokens/s", "GFLOP/s", "first s", "host MiB", "parameters")
-    print("{:<8}{:>10}{:>10}{:>12}{:>10}{:>9}{:>10}{:>13}".format(*titles))
+    titles = ("", "ms/step", "median", "CPU ms", "tokens/s", "GFLOP/s", "first s", "host MiB", "parameters")
+    print("{:<8}{:>10}{:>10}{:>10}{:>12}{:>10}{:>9}{:>10}{:>13}".format(*titles))
     for side, r in results.items():
         print(
-            f"{side:<8}{r['ms']:>10.2f}{r['median_ms']:>10.2f}{r['tokens_per_second']:>12,.0f}"
+            f"{side:<8}{r['ms']:>10.2f}{r['median_ms']:>10.2f}{r['cpu_ms']:>10.2f}{r['tokens_per_second']:>12,.0f}"
             f"{r['gflop_per_second']:>10.1f}{r['first_seconds']:>9.1f}{r['peak_mib']:>10.0f}{r['parameters']:>13,}"
             f"  {r['version']}, {r['device']}"
         )
     if len(results) == 2:
-        print(f"ours / torch: {results['ours']['ms'] / results['torch']['ms']:.2f} (of the minima)")
+        ratios = {key: results["ours"][key] / results["torch"][key] for key in ("ms", "cpu_ms")}
+        print(f"ours / torch: {ratios['ms']:.2f} of the time, {ratios['cpu_ms']:.2f} of the processor time (minima)")
 
 
 def run_rounds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All processes, in turn."""
     sides = SIDES if args.attention_from == "current_step" else SIDES[:1]
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > 0.5 * cores:
+        print(
+            f"the machine is busy (load {load:.1f} on {cores} cores): threads that wait for each other suffer most, "
+            "PyTorch's above all; run on an idle machine, or compare the processor time of --cores 1",
+            file=sys.stderr,
+        )
     if args.attention_from == "previous_step":
         print("previous_step: the peer has no such model, ours runs alone")
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side in sides:
-            runs[side].append(run_side(side))
+            runs[side].append(run_side(side, cores=args.cores))
     return {side: summarise(args, found) for side, found in runs.items()}
 
 
@@ -314,6 +329,8 @@ def main() -> int:
     """Runs what the command line asks for; returns the exit code."""
     args = parse_arguments()
     if args.side:
+        if args.cores:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
         figures = measure_ours(args) if args.side == "ours" else measure_torch(args)
         print(json.dumps(figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return 0

@@ -154,7 +154,7 @@ def measure(
     """Times the training step of the peer.
 
     Returns:
-        Seconds of every measured step (of blocks of ten on a GPU, divided by ten), and what they were of.
+        Seconds of every measured step (on a GPU: a tenth of ten), and what they were of.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
@@ -163,10 +163,7 @@ def measure(
     model = TorchGNMT(vocab=sizes["vocab"], features=sizes["features"], layers=sizes["layers"], dropout=dropout)
     model = model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    batch = {
-        name: torch.from_numpy(array.astype(np.int64).T.copy()).to(device)
-        for name, array in tokens.items()
-    }
+    batch = {name: torch.from_numpy(array.astype(np.int64).T.copy()).to(device) for name, array in tokens.items()}
     criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     mixed = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
@@ -185,15 +182,17 @@ def measure(
     compile_seconds = time.perf_counter() - first
     for _ in range(warm_up):
         step().item()
-    seconds, block = [], 10 if cuda else 1
+    seconds, cpu_seconds, block = [], [], 10 if cuda else 1
     for _ in range(steps):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(block):
             loss = step()
         last = loss.item()
         seconds.append((time.perf_counter() - start) / block)
+        cpu_seconds.append((time.process_time() - cpu_start) / block)
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "first_step_seconds": compile_seconds,
         "parameters": count_parameters(model),
         "loss": last,

@@ -54,81 +54,82 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
 """The keys of `config.model`, by its `name`."""
 
 
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "data": {
+        "train": "phrasebook",  # built-in corpus; or PREFIX of PREFIX.en and PREFIX.de (.gz too), or a .tsv
+        "dev": "auto",  # a prefix; "auto" is the phrasebook's own split, or held out of train
+        "test": "auto",  # likewise
+        "source": "en",  # language codes: the endings of the files
+        "target": "de",
+        "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
+        "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
+        "tokens_per_batch": 4096,  # source plus target slots in a global batch, padding included
+        "max_shapes": 8,  # most shapes of a batch, and so most compilations of the step
+        "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
+        "max_target_len": 80,
+        "prefetch": 4,  # batches read ahead of the device
+    },
+    "vocab": {
+        "kind": "sentencepiece",  # or "word", "char", "byte"
+        "model": "unigram",  # or "bpe"; sentencepiece only
+        "size": 2000,  # the four special ids included; an upper bound for small corpora
+        "joint": True,  # one vocabulary for both sides
+        "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
+        "character_coverage": 1.0,
+        "byte_fallback": False,  # spell unknown characters in bytes
+    },
+    "train": {
+        "steps": 2000,  # global batches
+        "seed": 0,
+        "label_smoothing": 0.1,
+        "optimizer": "adam",  # or "adamw", "sgd", "adam_then_sgd"
+        "learning_rate": 0.002,  # the schedule's peak
+        "schedule": "inverse_sqrt",  # or "constant", "cosine", "gnmt"
+        "warmup_steps": 200,  # linear
+        "decay_start": 0,  # "gnmt": first halving
+        "decay_every": 0,  # "gnmt": steps between halvings
+        "decay_times": 0,  # "gnmt": most halvings
+        "adam_steps": 0,  # "adam_then_sgd": steps before the change
+        "adam_learning_rate": 0.0,  # "adam_then_sgd": constant rate until the change
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,  # "adamw", on matrices
+        "clip_norm": 5.0,  # global norm of the mean gradient; 0 is off
+        "log_every": 50,
+        "save_every": 500,  # steps between checkpoints
+        "evaluate_every": 500,  # steps between evaluations on dev, each with a checkpoint
+        "keep_last": 2,  # checkpoints kept besides the best one
+        "max_skipped": 10,  # non-finite steps in a row before the run stops with exit code 3
+    },
+    "decode": {
+        "beam_size": 5,
+        "length_penalty": 0.6,  # GNMT's alpha; 0 is none
+        "coverage_penalty": 0.2,  # GNMT's beta; 0 is none
+        "length_factor": 2.0,  # longest output: factor x source tokens + extra
+        "length_extra": 10,
+        "rows": 64,  # sentences decoded at a time
+        "max_source_len": 256,  # tokens; a longer input is cut there, with a warning
+    },
+    "evaluate": {
+        "dev_beam_size": 1,  # beam for dev BLEU while training; 1 is greedy
+        "dev_sentences": 500,  # the first ones of dev that are translated; 0 is all
+        "samples": 5,  # translations shown at the end, each with a picture of its attention
+    },
+    "parallel": {
+        "data": -1,  # devices that share a batch; -1 is all there are
+    },
+}
+"""Every key but those of the model; `default_config` puts both together."""
+
+
 def default_config(model: str = "gnmt") -> ConfigDict:
     """The default of every key.
 
     Args:
         model: whose keys `config.model` has; one of `MODEL_KEYS`.
     """
-    return ConfigDict(
-        {
-            "data": {
-                "train": "phrasebook",  # built-in corpus; or PREFIX of PREFIX.en and PREFIX.de (.gz too), or a .tsv
-                "dev": "auto",  # a prefix; "auto" is the phrasebook's own split, or held out of train
-                "test": "auto",  # likewise
-                "source": "en",  # language codes: the endings of the files
-                "target": "de",
-                "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
-                "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
-                "tokens_per_batch": 4096,  # source plus target slots in a global batch, padding included
-                "max_shapes": 8,  # most shapes of a batch, and so most compilations of the step
-                "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
-                "max_target_len": 80,
-                "prefetch": 4,  # batches read ahead of the device
-            },
-            "vocab": {
-                "kind": "sentencepiece",  # or "word", "char", "byte"
-                "model": "unigram",  # or "bpe"; sentencepiece only
-                "size": 2000,  # the four special ids included; an upper bound for small corpora
-                "joint": True,  # one vocabulary for both sides
-                "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
-                "character_coverage": 1.0,
-                "byte_fallback": False,  # spell unknown characters in bytes
-            },
-            "model": MODEL_KEYS[model],
-            "train": {
-                "steps": 2000,  # global batches
-                "seed": 0,
-                "label_smoothing": 0.1,
-                "optimizer": "adam",  # or "adamw", "sgd", "adam_then_sgd"
-                "learning_rate": 0.002,  # the schedule's peak
-                "schedule": "inverse_sqrt",  # or "constant", "cosine", "gnmt"
-                "warmup_steps": 200,  # linear
-                "decay_start": 0,  # "gnmt": first halving
-                "decay_every": 0,  # "gnmt": steps between halvings
-                "decay_times": 0,  # "gnmt": most halvings
-                "adam_steps": 0,  # "adam_then_sgd": steps before the change
-                "adam_learning_rate": 0.0,  # "adam_then_sgd": constant rate until the change
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "weight_decay": 0.0,  # "adamw", on matrices
-                "clip_norm": 5.0,  # global norm of the mean gradient; 0 is off
-                "log_every": 50,
-                "save_every": 500,  # steps between checkpoints
-                "evaluate_every": 500,  # steps between evaluations on dev, each with a checkpoint
-                "keep_last": 2,  # checkpoints kept besides the best one
-                "max_skipped": 10,  # non-finite steps in a row before the run stops with exit code 3
-            },
-            "decode": {
-                "beam_size": 5,
-                "length_penalty": 0.6,  # GNMT's alpha; 0 is none
-                "coverage_penalty": 0.2,  # GNMT's beta; 0 is none
-                "length_factor": 2.0,  # longest output: factor x source tokens + extra
-                "length_extra": 10,
-                "rows": 64,  # sentences decoded at a time
-                "max_source_len": 256,  # tokens; a longer input is cut there, with a warning
-            },
-            "evaluate": {
-                "dev_beam_size": 1,  # beam for dev BLEU while training; 1 is greedy
-                "dev_sentences": 500,  # the first ones of dev that are translated; 0 is all
-                "samples": 5,  # translations shown at the end, each with a picture of its attention
-            },
-            "parallel": {
-                "data": -1,  # devices that share a batch; -1 is all there are
-            },
-        }
-    )
+    return ConfigDict({**_DEFAULTS, "model": MODEL_KEYS[model]})
 
 
 def save_config(config: ConfigDict, path: Path) -> str:

@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
+import signal
+
 EXIT_USER = 2
 EXIT_DIVERGED = 3
 EXIT_NO_CHECKPOINT = 4
-EXIT_TERMINATED = 143
 
 
 class UserError(Exception):
@@ -37,6 +38,8 @@ class NoUsableCheckpointError(Exception):
 
 
 class Terminated(Exception):
-    """SIGTERM or SIGINT arrived and the state was saved."""
+    """SIGTERM or SIGINT (by its `number`) arrived, and what there was to save is saved."""
 
-    exit_code = EXIT_TERMINATED
+    def __init__(self, message: str, *, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

@@ -302,9 +302,18 @@ def _read_input(path: str | None) -> Iterator[str]:
             sys.stdin.reconfigure(encoding="utf-8", newline="\n")
         return _lines(sys.stdin, "standard input")
     try:
-        return _lines(open(path, encoding="utf-8", newline="\n"), path)
+        with open(path, encoding="utf-8") as file:
+            file.read(1)  # what cannot be read is found out before a model is loaded
+    except UnicodeDecodeError:
+        pass  # told with its line, when that line is reached
     except OSError as error:
         raise UserError(f"--input={path}: cannot be read ({error.strerror}).") from error
+    return _file_lines(path)
+
+
+def _file_lines(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8", newline="\n") as file:
+        yield from _lines(file, path)
 
 
 def _lines(stream: TextIO, name: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from seq2seq_jax.config import RESUMABLE, check_resume, load_config, save_config
 from seq2seq_jax.data.pipeline import TokenPairs, batches, build_batch, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.sources import ParallelText
-from seq2seq_jax.errors import Terminated, UserError
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.attention_maps import save_attention_map
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
@@ -39,54 +39,15 @@ from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, replace_text, write_json
+from seq2seq_jax.workdir import Folder
 
 ROWS_MULTIPLE = 8  # rows of a batch divide by it, so that 1, 2, 4 or 8 devices see the same batches
 DEV_SHAPES = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """Where a run keeps its things."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The config the run was started with."""
-        return self.root / "config.json"
-
-    @property
-    def vocab(self) -> Path:
-        """Folder of the vocabularies."""
-        return self.root / "vocab"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """Numbers of the training, JSON Lines."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def results(self) -> Path:
-        """What the run came to."""
-        return self.root / "results.json"
-
-    @property
-    def outputs(self) -> Path:
-        """Decoded outputs and pictures."""
-        return self.root / "outputs"
-
-
 def say(text: str) -> None:
     """Tells people something: on standard error, because standard output is for results."""
     print(text, file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------------------------- train
 
 
 def train(config: ConfigDict, root: Path) -> dict[str, Any]:
@@ -238,8 +199,7 @@ def _make_dev_evaluation(
     plan = corpus.dev_plan
 
     def poll() -> None:
-        if stop.requested:
-            raise Terminated("stopped by a signal during an evaluation")
+        stop.check("during an evaluation")
 
     def evaluate(state: TrainState) -> dict[str, float]:
         nll = weight = 0.0
@@ -259,7 +219,7 @@ def _make_dev_evaluation(
         return {
             "loss": mean,
             "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)),
-            "bleu": scores["bleu"],
+            "bleu": float(scores["bleu"]),
         }
 
     return evaluate
@@ -282,7 +242,8 @@ def _evaluate_late(
     step = int(state.step)
     scores = evaluate_and_log(run, state, step, metrics, progress, stop)
     if scores is None:
-        raise Terminated(f"stopped by a signal at step {step}; nothing was lost, start again to go on")
+        stop.check(f"during the evaluation of step {step}, which is saved")
+        return
     checkpoints.record_metrics(step, meta={**meta, "evaluated": True}, metrics=scores)
 
 
@@ -311,9 +272,6 @@ def _sum_up(path: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------- evaluate
-
-
 def evaluate_test(
     experiment: Experiment, chosen: Restored, test: ParallelText, folder: Folder, stop: StopSignal
 ) -> dict[str, Any]:
@@ -321,8 +279,7 @@ def evaluate_test(
     config, references = experiment.config, _references(test)
 
     def poll() -> None:
-        if stop.requested:
-            raise Terminated("stopped by a signal during the evaluation; start again to go on")
+        stop.check("during the evaluation on test")
 
     say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
     started = time.monotonic()
@@ -399,9 +356,6 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
             f"the checkpoint's is {str(vocab)[:12]}); put the run's own vocabulary back."
         )
     return experiment, restored
-
-
-# ------------------------------------------------------------------------------------ translate
 
 
 def translate(config: ConfigDict, root: Path, lines: Iterator[str], output: TextIO, *, nbest: int) -> int:

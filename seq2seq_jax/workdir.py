@@ -1,8 +1,9 @@
-"""Claims a run's folder: writable, used by one training at a time, an old run moved aside when asked."""
+"""A run's folder: what lies where, and how one training claims it for itself."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import time
@@ -12,6 +13,43 @@ from pathlib import Path
 from seq2seq_jax.errors import UserError
 
 LOCK = ".lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Where a run keeps its things."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The config the run was started with."""
+        return self.root / "config.json"
+
+    @property
+    def vocab(self) -> Path:
+        """Folder of the vocabularies."""
+        return self.root / "vocab"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Numbers of the training, JSON Lines."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """What the run came to."""
+        return self.root / "results.json"
+
+    @property
+    def outputs(self) -> Path:
+        """Decoded outputs and pictures."""
+        return self.root / "outputs"
 
 
 @contextlib.contextmanager

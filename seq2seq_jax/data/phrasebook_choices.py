@@ -16,6 +16,12 @@ OPEN_PLACE = frozenset(  # verbs that take a place without a change of sense
 NUMBERS = tuple(range(2, 20)) + tuple(10 * tens + ones for tens in range(2, 10) for ones in (0, 1, 5, 8))
 COLOURS = frozenset("red green blue black white yellow".split())
 OWNED = frozenset(("o", "c", "r", "v", "vt", "s"))  # kinds of what people have
+OPPOSITES = tuple(
+    frozenset(pair.split("-"))
+    for pair in "old-new old-young big-small good-bad clean-dirty light=bright-dark light=light-heavy hot-cold "
+    "happy-sad rich-poor boring-interesting difficult-easy".split()
+)
+EXCESSIVE = frozenset("old small big long expensive heavy dark dangerous difficult hot cold boring".split())
 MILD = frozenset("tired sick sad heavy cold expensive dirty boring difficult strange lazy dark fast".split())
 # Where one does things, if not anywhere with an inside.
 SITES = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 from seq2seq_jax.data import phrasebook_lexicon as lexicon
 from seq2seq_jax.data.phrasebook_choices import (
     COLOURS,
+    EXCESSIVE,
     MILD,
     OPEN_PLACE,
+    OPPOSITES,
     PATTERNS,
     PRONOUNS,
     TIMES,
@@ -114,7 +116,7 @@ class ClauseComposer(PhraseComposer):
         person = subject.noun is None or "p" in subject.noun.kinds
         suited = list_predicates("doctor" if person else subject.noun.key)
         said = said.union(adjective.key for adjective in subject.adjectives)
-        said = said | COLOURS if said & COLOURS else said
+        said = said.union(*(pair for pair in OPPOSITES if pair & said), COLOURS if said & COLOURS else ())
         suited = tuple(item for item in suited if item.key not in said) or suited
         adjective = self._pick(suited)
         if subject.noun is not None:
@@ -126,7 +128,7 @@ class ClauseComposer(PhraseComposer):
             noun = self._pick(list_subjects(subject.noun.kinds[0])) if subject.noun.kinds != "w" else subject.noun
             return adjective, None, self._noun(noun)
         degrees = [lexicon.DEGREES[0]]
-        if not person:
+        if adjective.key in EXCESSIVE and not person:
             degrees.append(lexicon.DEGREES[1])
         if adjective.key in MILD:
             degrees.append(lexicon.DEGREES[2])
@@ -136,7 +138,7 @@ class ClauseComposer(PhraseComposer):
         """A clause with to be: is tired, is older than Anna, is hungry, is thirty years old; nothing `said` before."""
         person = subject.noun is None or "p" in subject.noun.kinds
         draw = self._draw()
-        tense = tense or ("p" if draw < 0.6 else "q" if draw < 0.95 else "f")
+        tense = tense or ("p" if draw < 0.65 else "q")
         draw = self._draw()
         if person and draw < 0.3:
             return Clause(subject, STATE, tense, negative=self._chance(0.2), extra=self._pick(lexicon.STATES))
@@ -220,21 +222,24 @@ class ClauseComposer(PhraseComposer):
         suited = list_objects(verb.key)
         noun = self._special(verb) or self._pick(suited)
         person = "p" in noun.kinds
-        if person and verb.key != "need" and self._chance(0.35):
-            clause.object = self._pronoun() if self._chance(0.5) else self._named()
-            if clause.object.pronoun and clause.object.index() == clause.subject.index():
-                clause.object = self._named()
+        if person and (noun is clause.subject.noun or (verb.key != "need" and self._chance(0.35))):
+            clause.object = self._named()
+            if verb.key != "need" and self._chance(0.5):
+                clause.object = self._another(self._pronoun(), clause.subject)
         else:
             clause.object = self._attach(self._noun(noun, clause.subject), company)
             self._pairs.append((verb.key, noun.key))
             if clause.negative and clause.object.determiner in ("count", "many"):
                 clause.object.determiner = "the"
         if verb.objects.startswith("to:"):
-            clause.receiver = self._person(nouns_only=0.45)
-            if clause.receiver.pronoun and clause.receiver.index() == clause.subject.index():
-                clause.receiver = self._named()
+            clause.receiver = self._another(self._person(nouns_only=0.45), clause.subject)
         elif verb.objects.startswith("on:"):
             clause.places = (("on", self._noun(self._pick(list_subjects("s")), open_=True)),)
+
+    def _another(self, person: Phrase, subject: Phrase) -> Phrase:
+        """A person who is not the subject: the same noun or pronoun gives way to a name."""
+        same = person.index() == subject.index() if person.pronoun else person.noun is subject.noun
+        return self._named() if same and not person.name else person
 
     def _special(self, verb: Verb) -> Noun | None:
         """Now and then an ambiguous word, which its company makes clear: a glass of water, my glasses."""

@@ -60,7 +60,7 @@ class Composer(ClauseComposer):
         if question in ("where", "when", "why") and clause.verb.objects in ("to-place", "to-town", "in-town"):
             question = "where" if clause.verb.objects == "in-town" else "whither"
             clause.places = ()
-        if question in ("when", "where"):
+        if question in ("when", "where", "whither"):
             clause.negative, clause.frequency = False, None
             clause.time = None if question == "when" else clause.time
             clause.places = clause.places if clause.verb.key in ("put=lay", "hit") or question == "when" else ()
@@ -85,7 +85,7 @@ class Composer(ClauseComposer):
 
     def _because(self) -> Clause:
         """The boy eats an apple because he is hungry."""
-        clause = self._clause(company=False)
+        clause = self._price() if self._chance(0.12) else self._act(None, "", "")
         tense = clause.tense if clause.tense != "f" else "p"
         subject = pronoun_for(clause.subject)
         if subject.noun is None:
@@ -124,9 +124,9 @@ class Composer(ClauseComposer):
 
     def _subordinate(self, conjunction: str, inner: Clause, outer: Clause, tense: str) -> Clause:
         inner.time_first = outer.time_first = False
-        inner.time = None
+        inner.time = inner.frequency = None
         inner.negative = inner.negative and conjunction == "if"
-        if inner.tense != tense or (outer.tense == "f" and conjunction != "if"):
+        if inner.tense != tense or outer.tense != ("f" if conjunction == "if" else tense):
             return self._join(inner, outer)
         if self._chance(0.5):
             outer.first = (conjunction, inner)

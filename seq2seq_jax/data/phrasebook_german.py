@@ -225,7 +225,7 @@ def render_clause(clause: Clause, *, ask: bool = False, last: bool = False) -> l
     if last:
         words += [*subject, *_middle(clause), *_close(finite, close, clause)]
     elif ask or words:
-        words += [finite, *subject, *_middle(clause), *close]
+        words += [finite, *_invert(clause, subject), *close]
     else:
         words += [*subject, finite, *_middle(clause), *close]
     if clause.after is not None:
@@ -234,6 +234,14 @@ def render_clause(clause: Clause, *, ask: bool = False, last: bool = False) -> l
         words += [",", german] if verb_last else [german]
         words += render_clause(behind, last=verb_last)
     return words
+
+
+def _invert(clause: Clause, subject: list[str]) -> list[str]:
+    """Subject and middle behind the finite verb: a reflexive goes before a noun (heute beeilt sich der Koch)."""
+    middle = _middle(clause)
+    if clause.verb.de_reflexive and subject and not clause.subject.pronoun:
+        return [middle[0], *subject, *middle[1:]]
+    return [*subject, *middle]
 
 
 def _close(finite: str, close: list[str], clause: Clause) -> list[str]:

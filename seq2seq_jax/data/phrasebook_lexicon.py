@@ -73,15 +73,15 @@ car vt|voiture f|Auto n Autos ; bicycle v|vélo m|Fahrrad n Fahrräder ; boat vt
 truck vt|camion m|Lastwagen m Lastwagen ; train t|train m|Zug m Züge ; bus:buses t|bus m|Bus m Busse
 plane t|avion m|Flugzeug n Flugzeuge ; door w|porte f|Tür f Türen ; window w|fenêtre f|Fenster n Fenster
 light w|lumière f|Licht n Lichter ; song w|chanson f|Lied n Lieder ; film w|film m|Film m Filme
-game w|jeu m jeux|Spiel n Spiele ; question w|question f|Frage f Fragen ; answer w|réponse f|Antwort f Antworten
+game o|jeu m jeux|Spiel n Spiele ; question w|question f|Frage f Fragen ; answer w|réponse f|Antwort f Antworten
 """
 
 # English (key) | French m [f [m before a vowel]], + before the noun | German [stem] | kinds or nouns [| comparatives]
 ADJECTIVES = """
-old|+vieux vieille vieil|alt|p a o c s b v r|older älter
-young|+jeune|jung|p a|younger jünger
-big|+grand|groß|a b s v bag box key umbrella lamp window door garden kitchen|bigger größer
-small|+petit|klein|a b s v o f window door garden kitchen|smaller kleiner
+old|+vieux vieille vieil|alt|p a o c s b v r|older, älter
+young|+jeune|jung|p a|younger, jünger
+big|+grand|groß|a b s v bag box key umbrella lamp window door garden kitchen|bigger, größer
+small|+petit|klein|a b s v o f window door garden kitchen|smaller, kleiner
 new|+nouveau nouvelle nouvel|neu|o c s b v r film song game
 beautiful|+beau belle bel|schön|a o c b garden song spring river lake
 good|+bon bonne|gut|r d m f film song game question
@@ -93,9 +93,9 @@ blue|bleu|blau|o c v door
 black|noir|schwarz|o c v dog cat horse bird
 white|blanc blanche|weiß|o c v dog cat horse bird rabbit goat house wine
 yellow|jaune|gelb|o c v
-expensive|cher chère|teuer teur|o c v hotel restaurant wine|dearer teurer
-heavy|lourd|schwer|o s|heavier schwerer
-light=light|léger légère|leicht|o c boat bicycle|lighter leichter
+expensive|cher chère|teuer teur|o c v hotel restaurant wine|more expensive, teurer
+heavy|lourd|schwer|o s|heavier, schwerer
+light=light|léger légère|leicht|o c boat bicycle|lighter, leichter
 light=bright|clair|hell|kitchen bedroom house library
 dark|sombre|dunkel dunkl|kitchen bedroom house garage forest church
 empty|vide|leer|bag box bottle cup plate basket shop house garage train bus bedroom restaurant
@@ -105,10 +105,10 @@ happy|heureux heureuse|glücklich|p
 sad|triste|traurig|p story song film
 tired|fatigué|müde müd|p a
 sick|malade|krank|p a
-rich|riche|reich|p|richer reicher
-poor|pauvre|arm|p|poorer ärmer
+rich|riche|reich|p|richer, reicher
+poor|pauvre|arm|p|poorer, ärmer
 famous|célèbre|berühmt|p museum castle church bridge tower painting novel poem song film
-strong|fort|stark|p bear horse cow|stronger stärker
+strong|fort|stark|p bear horse cow|stronger, stärker
 polite|poli|höflich|p
 brave|courageux courageuse|mutig|p dog
 lazy|paresseux paresseuse|faul|p cat dog
@@ -128,7 +128,7 @@ quiet|calme|ruhig|garden park village hotel library lake forest
 dangerous|dangereux dangereuse|gefährlich|bear river game knife forest
 strange|étrange|seltsam|story poem message painting film song question answer
 elegant|élégant|elegant|c watch bag actress queen lamp hotel
-fast|rapide|schnell|v horse train plane|faster schneller
+fast|rapide|schnell|v horse train plane|faster, schneller
 """
 
 # English [past] | French [irregular forms; flags] | German [irregular forms; flags] | subjects | objects

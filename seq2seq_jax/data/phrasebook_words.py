@@ -182,17 +182,15 @@ def select(spec: str) -> tuple[Noun, ...]:
 
 def _adjective(line: str) -> Adjective:
     parts = line.split("|")
-    key, _, sense = parts[0].partition("=")
+    key = parts[0].partition("=")[0]
     fr = parts[1].lstrip("+").split()
     m = fr[0]
     f = fr[1] if len(fr) > 1 else m if m.endswith("e") else m + "e"
     de = parts[2].split()
-    comparative = tuple(parts[4].split()) if len(parts) > 4 else None
-    if key == "expensive":
-        comparative = ("more expensive", "teurer")
+    english, _, german = parts[4].partition(", ") if len(parts) > 4 else ("", "", "")
     return Adjective(
         parts[0], key, (m, f, french_plural(m), f + "s", fr[2] if len(fr) > 2 else m), parts[1][0] == "+", de[0],
-        de[-1], parts[3], comparative,
+        de[-1], parts[3], (english, german) if english else None,
     )  # fmt: skip
 
 
@@ -307,10 +305,15 @@ _SEIN = ("sein", ("bin", "bist", "ist", "sind", "seid", "sind"), "", "gewesen")
 _HABEN = ("haben", ("habe", "hast", "hat", "haben", "habt", "haben"), "", "gehabt")
 
 
-def _being(key: str, fr: tuple, de: tuple) -> Verb:
+_Forms = tuple[str, tuple[str, ...], str, str]
+
+
+def _being(key: str, fr: _Forms, de: _Forms) -> Verb:
     english = ("be", "is", "was")
-    flags = (False, False, "", "")
-    return Verb(key, english, "", False, *fr, *flags, *de, False, False, False, "pa", "", True)
+    return Verb(
+        key, english, "", False, fr[0], fr[1], fr[2], fr[3], False, False, "", "",
+        de[0], de[1], de[2], de[3], False, False, False, "pa", "", True,
+    )  # fmt: skip
 
 
 BE = _being("be", _ETRE, _SEIN)

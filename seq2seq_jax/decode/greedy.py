@@ -8,7 +8,7 @@ from flax import struct
 from jax import lax
 
 from seq2seq_jax.decode.selection import forbid
-from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step
+from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step, StepResult
 
 
 @struct.dataclass
@@ -64,7 +64,7 @@ def greedy_search(
     max_lengths = jnp.minimum(max_lengths, max_len).astype(jnp.int32)
     done = max_lengths <= 0 if row_mask is None else (max_lengths <= 0) | ~row_mask
     token = jnp.full(max_lengths.shape, bos_id, jnp.int32)
-    result = jax.eval_shape(step_fn, token, jnp.zeros_like(token), cache)
+    result: StepResult = jax.eval_shape(step_fn, token, jnp.zeros_like(token), cache)
     if result.token_ids is not None:
         raise ValueError("The step returned `token_ids`: search over a split vocabulary is not supported here.")
     if return_attention and result.attention is None:
@@ -96,9 +96,15 @@ def greedy_search(
             attention=attention,
         )
 
-    batch = max_lengths.shape[0]
-    attention_shape = () if result.attention is None else (batch, max_len, result.attention.shape[-1])
-    state = _State(
+    source_length = result.attention.shape[-1] if return_attention and result.attention is not None else None
+    state = _start(token, done, cache, max_len=max_len, pad_id=pad_id, source_length=source_length)
+    return _as_hypotheses(lax.while_loop(unfinished, advance, state), pad_id)
+
+
+def _start(token: Array, done: Array, cache: Cache, *, max_len: int, pad_id: int, source_length: int | None) -> _State:
+    """The state before step 0; with a source length there is room for the attention."""
+    batch = token.shape[0]
+    return _State(
         time=jnp.zeros((), jnp.int32),
         done=done,
         cache=cache,
@@ -107,9 +113,8 @@ def greedy_search(
         finished=jnp.zeros((batch,), bool),
         lengths=jnp.zeros((batch,), jnp.int32),
         tokens=jnp.full((batch, max_len), pad_id, jnp.int32),
-        attention=jnp.zeros(attention_shape, jnp.float32) if return_attention else None,
+        attention=None if source_length is None else jnp.zeros((batch, max_len, source_length), jnp.float32),
     )
-    return _as_hypotheses(lax.while_loop(unfinished, advance, state), pad_id)
 
 
 def _as_hypotheses(state: _State, pad_id: int) -> Hypotheses:

@@ -14,7 +14,7 @@ from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.recurrent import symmetric_uniform
 
 
-def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*B S"]) -> Float[Array, "*B S"]:
+def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> Float[Array, "*B S"]:
     """Softmax over the real positions, in float32; a row without any gives zeros, never NaN."""
     scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)

@@ -143,7 +143,8 @@ class Translator:
         attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
         lengths = (search.length_factor * source_mask.sum(axis=-1)).astype(jnp.int32) + search.length_extra
         ids = {"bos_id": vocab.bos_id, "eos_id": vocab.eos_id, "pad_id": vocab.pad_id}
-        common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, "return_attention": attends, **ids}
+        common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, **ids}
+        common["return_attention"] = attends
         if search.beam_size == 1:
             return greedy_search(step, cache, **common)
         return beam_search(

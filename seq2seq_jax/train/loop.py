@@ -231,9 +231,9 @@ def _keep(
         scores = evaluate_and_log(run, state, done, metrics, progress, stop)
     checkpoints.save(done, state, meta={**run.meta(done), "evaluated": scores is not None}, metrics=scores)
     follower.window.aside += time.monotonic() - started
-    if stop.requested and done < run.steps:
+    if stop.requested:
         checkpoints.wait()
-        raise Terminated(f"stopped by a signal at step {done}; the state is saved, start again to go on")
+        stop.check(f"at step {done}, which is saved")
 
 
 def evaluate_and_log(

@@ -27,8 +27,8 @@ class TrainState:
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    zero = jnp.zeros([], jnp.int32)
-    return TrainState(step=zero, skipped=zero, params=params, opt_state=optimizer.init(params))
+    step, skipped = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)  # two buffers: both are donated
+    return TrainState(step=step, skipped=skipped, params=params, opt_state=optimizer.init(params))
 
 
 def make_train_step(

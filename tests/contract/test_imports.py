@@ -25,7 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"main"},
     "main": ANYTHING,
-    "experiment": ANYTHING - {"main"},
+    "experiment": ANYTHING - {"main", "modes", "describe"},
+    "modes": ANYTHING - {"main"},
+    "describe": {"config", "data", "experiment", "train"},
+    "workdir": set(),
     "saved_config": {"config"},
     "config": set(),
     "configs": {"config"},
@@ -43,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
-CONFIG_READERS = {"config", "experiment", "main", "saved_config", "configs"}
+CONFIG_READERS = {"config", "describe", "experiment", "main", "modes", "saved_config", "configs"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
 

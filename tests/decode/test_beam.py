@@ -140,12 +140,12 @@ def check_hypotheses(world: World, hypotheses, alpha: float, beta: float) -> Non
 
 @pytest.mark.parametrize(
     ("vocab", "steps", "alpha", "beta"),
-    [(5, 4, 0.0, 0.0), (7, 3, 1.0, 0.3), (10, 2, -0.8, 0.5)],
+    [(5, 4, 0.0, 0.0), (7, 3, 1.0, 0.3), (10, 2, -0.8, 2.0)],
 )
 def test_a_wide_beam_without_early_stopping_equals_enumeration(vocab, steps, alpha, beta):
-    world = World(vocab, batch=3, vocab=vocab, steps=steps)
+    world = World(vocab, batch=12, vocab=vocab, steps=steps)
     beam = vocab ** (steps - 1)
-    lengths = [steps, steps, steps - 1]
+    lengths = [steps - (row % 3 == 2) for row in range(world.batch)]
     penalties = {"length_penalty": alpha, "coverage_penalty": beta}
     found = run_beam(world, lengths, beam_size=beam, early_stop=False, **penalties)
     check_hypotheses(world, found, alpha, beta)
@@ -185,6 +185,29 @@ def test_early_stopping_stops():
     assert early.tokens[0, :, :3].tolist() == [[EOS, PAD, PAD], [4, EOS, PAD]]
     np.testing.assert_allclose(early.scores[0], np.log([0.9, 0.06 * 0.9]), rtol=1e-6)
     assert not np.isfinite(search(False).scores).all()
+
+
+@pytest.mark.parametrize(
+    ("beam", "alpha", "eos_by_step", "best"),
+    [
+        # A long output, worse by log P, overtakes the short one by its length.
+        (1, 1.0, [0.55, 0.0, 0.0, 0.0, 0.0, 1.0], [4, 4, 4, 4, 4, EOS]),
+        # The next step wins where short outputs are preferred, though the longest would be far behind.
+        (2, -1.0, [0.1, 0.2, 1.0] + [0.0] * 37, [4, 4, EOS]),
+    ],
+)
+def test_early_stopping_waits_for_what_can_still_win(beam, alpha, eos_by_step, best):
+    steps = len(eos_by_step)
+    eos = jnp.asarray(eos_by_step)
+
+    def step(tokens, step, cache):
+        others = 1 - eos[step]
+        probs = jnp.stack([0 * others, 0.05 * others, 0 * others, eos[step], 0.95 * others], axis=-1)
+        return StepResult(log_probs=jnp.log(probs), attention=None, cache=cache)
+
+    options = {"beam_size": beam, "max_lengths": jnp.array([steps]), "max_len": steps, "length_penalty": alpha, **IDS}
+    found = jax.jit(lambda: beam_search(step, (), **options))()
+    assert found.tokens[0, 0, : found.lengths[0, 0]].tolist() == best
 
 
 def test_rows_do_not_depend_on_their_neighbours():

@@ -72,7 +72,7 @@ def draw_params(module: GNMT, seed: int) -> dict:
     """Parameters large enough that every gate bends, biases included."""
     shapes = jax.eval_shape(lambda: nn.meta.unbox(module.init(jax.random.key(0), *example_inputs())))["params"]
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0.0, 0.5, leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.0, 0.5, leaf.shape), jnp.float32), shapes)
 
 
 def example_inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -99,7 +99,7 @@ def reference_sizes(config: GNMTConfig) -> dict:
 
 
 def to_float64(params: dict) -> dict:
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    return jax.tree.map(lambda leaf: np.array(leaf, np.float64), params)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -201,3 +201,21 @@ def test_shared_tables_are_one_parameter(share, tables):
 def test_config_names_the_field_that_is_wrong(field, change):
     with pytest.raises(ValueError, match=f"`{field}`"):
         GNMTConfig(**({"source_vocab": 8, "target_vocab": 8} | change))
+
+
+def test_the_bottom_decoder_layer_reads_its_context_through_dropout():
+    module = GNMT(make_config("previous_step", 1, 1, "none"))
+    params, batch = draw_params(module, seed=4), make_batch()
+
+    def run_bottom(module, train):
+        memory = module.encode(batch["source"], batch["source_mask"], train=False)
+        x = module.target_embedding(batch["target_in"].T)
+        return module._attending_bottom(x, memory, train=train)
+
+    key = jax.random.key(0)
+    apply = jax.jit(module.apply, static_argnums=1, static_argnames="method", compiler_options=QUICKLY)
+    outputs, contexts, _ = apply({"params": params}, False, method=run_bottom)
+    dropped, same_contexts, _ = apply({"params": params}, True, method=run_bottom, rngs={"dropout": key})
+    # The first query is zero either way; what the layers above get is dropped there, once for each.
+    np.testing.assert_allclose(same_contexts[0], contexts[0], atol=1e-6)
+    assert np.abs(dropped[0] - outputs[0]).max() > 1e-3

@@ -1,0 +1,92 @@
+"""Kills real processes at random moments; what comes of it must equal, bit for bit, a run that nobody disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+KILLS = 20
+ARGS = (
+    "--config=configs/gnmt.py",
+    "--config.data.phrasebook_pairs=300",
+    "--config.data.max_shapes=2",
+    "--config.data.tokens_per_batch=2048",
+    "--config.data.max_source_len=120",
+    "--config.data.max_target_len=120",
+    "--config.vocab.kind=char",
+    "--config.vocab.size=100",
+    "--config.model.features=8",
+    "--config.model.attention_features=8",
+    "--config.decode.beam_size=1",
+    "--config.decode.length_factor=0.1",
+    "--config.decode.length_extra=6",
+    "--config.decode.rows=256",
+    "--config.evaluate.dev_sentences=8",
+    "--config.evaluate.samples=0",
+    "--config.train.steps=240",
+    "--config.train.save_every=8",
+    "--config.train.evaluate_every=80",
+    "--config.train.log_every=20",
+)
+
+
+def start(root, log):
+    return subprocess.Popen(
+        [sys.executable, "-m", "seq2seq_jax.main", *ARGS, f"--workdir={root}"], stdout=log, stderr=log, env=os.environ
+    )
+
+
+def finish(root, log):
+    process = start(root, log)
+    assert process.wait(timeout=300) == 0, (root.parent / "log").read_text()[-3000:]
+    return json.loads((root / "results.json").read_text())
+
+
+def test_a_run_killed_twenty_times_equals_one_left_alone(tmp_path):
+    draw = random.Random(20)
+    with open(tmp_path / "log", "w") as log:
+        finish(tmp_path / "warm", log)  # fills the compilation cache, so that the next one's time is a restart's
+        began = time.monotonic()
+        undisturbed = finish(tmp_path / "undisturbed", log)
+        whole = time.monotonic() - began
+
+        root, codes, reached, saving = tmp_path / "disturbed", [], [], 0
+        for kill in range(KILLS):
+            process = start(root, log)
+            # Every third kill waits for a save to be under way; the others fall anywhere in the whole run.
+            if kill % 3 == 2:
+                saving += wait_for_save(process, root, seconds=whole)
+            else:
+                time.sleep(draw.uniform(0.1, 0.9) * whole)
+            process.send_signal(signal.SIGTERM if kill % 2 else signal.SIGKILL)
+            codes.append(process.wait(timeout=120))
+            steps = [int(p.name) for p in (root / "checkpoints").glob("*") if p.name.isdigit()]
+            reached.append(max(steps, default=0))
+        resumed = finish(root, log)
+
+    assert set(codes) <= {0, 143, -signal.SIGKILL, -signal.SIGTERM}, codes  # -SIGTERM: before the handler stood
+    assert 143 in codes and -signal.SIGKILL in codes, codes
+    assert saving >= 2, "no kill fell into a save"
+    assert reached == sorted(reached), "a checkpoint was lost"
+    assert resumed["parameters_sha256"] == undisturbed["parameters_sha256"]
+    assert resumed["test"]["bleu"] == undisturbed["test"]["bleu"]
+    assert not list((root / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+    assert not (root / "checkpoints" / "quarantine").exists()
+    losses = [
+        {r["step"]: r["loss"] for r in map(json.loads, (tmp_path / n / "metrics.jsonl").read_text().splitlines()) if "loss" in r}
+        for n in ("undisturbed", "disturbed")
+    ]
+    assert losses[0].keys() == losses[1].keys()
+
+
+def wait_for_save(process, root, *, seconds):
+    """Returns True as soon as an unfinished checkpoint can be seen, False after `seconds` or when the run has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if any(root.glob("checkpoints/*orbax-checkpoint-tmp*")):
+            return True
+        time.sleep(0.002)
+    return False
