@@ -50,10 +50,11 @@ def get_config(preset: str = "") -> ConfigDict:
 def set_multi30k(config: ConfigDict) -> None:
     """A small corpus of real text: the data is what is short, so the model is small and dropout high."""
     config.data.train, config.data.dev, config.data.test = "train", "val", "test_2016_flickr"
-    config.data.max_shapes = 12
-    config.vocab.size = 8000
-    config.model.update(features=256, attention_features=256, dropout=0.3, share_embeddings="target")
-    config.train.update(steps=8000, learning_rate=0.002, warmup_steps=400, save_every=500, evaluate_every=500)
+    config.data.update(tokens_per_batch=3072, max_shapes=12)
+    config.vocab.update(size=6000, model="bpe")
+    config.model.update(features=256, attention_features=256, dropout=0.3, share_embeddings="all")
+    config.train.update(steps=5000, schedule="cosine", learning_rate=0.002, warmup_steps=400)
+    config.train.update(save_every=250, evaluate_every=500)
     config.evaluate.dev_sentences = 0
 
 
