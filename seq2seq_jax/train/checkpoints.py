@@ -6,17 +6,15 @@ Orbax writes the arrays and commits a step by renaming its folder. Around it:
     <directory>/<step>/manifest.json  ... and verifiable: sizes and digests of all its files
     <directory>/quarantine/<step>     a step that was damaged; moved here, never deleted
 
-A step without a manifest comes of a crash between the two; it is usable, with a warning. Old steps
-are rotated by this module and not by Orbax, because Orbax removes the old step once the new one is
-committed, and here one is removed only after a newer one has its manifest. Metrics travel in the
-step's record, and the best step is chosen from them.
+A step without a manifest comes of a crash between the two; it is usable, with a warning. Old steps are rotated by this
+module and not by Orbax, which removes the old step once the new one is committed: here one is removed only after a
+newer one has its manifest. Metrics travel in the step's record, and the best step is chosen from them.
 
 Folders must be local or mounted: files are renamed, synced and hashed in place.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -48,6 +46,7 @@ from seq2seq_jax.train.manifest import (
     Standing,
     Verdict,
     check_leaves,
+    make_record,
     read_manifest,
     verify_manifest,
     write_manifest,
@@ -103,9 +102,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._best_metric = best_metric
         self._sign = 1.0 if best_mode == "max" else -1.0
-        self._asynchronous = asynchronous
-        self._read_only = read_only
-        self._warn = warn
+        self._asynchronous, self._read_only, self._warn = asynchronous, read_only, warn
         self._saving: int | None = None  # the step that Orbax is writing
         self._hashing: tuple[int, Future[None]] | None = None  # the step whose manifest is being made
         self._records: dict[int, dict[str, Any]] = {}  # what was saved with each step: meta, metrics
@@ -137,8 +134,7 @@ class Checkpoints:
         """
         if self._read_only or self._closed:
             raise ValueError(f"step {step} cannot be saved: {self.directory} is closed or was opened for reading only")
-        scores = {key: float(value) for key, value in (metrics or {}).items()}
-        record = json.loads(json.dumps({"meta": dict(meta), "metrics": scores}))  # as it will be read back
+        record = make_record(meta, metrics or {})
         self.wait()
         if step in self.steps():
             return False
@@ -158,8 +154,7 @@ class Checkpoints:
     def record_metrics(self, step: int, *, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Gives a saved step the scores that were not known yet when it was saved; they stand in its manifest."""
         self.wait()
-        scores = {key: float(value) for key, value in metrics.items()}
-        self._records[step] = json.loads(json.dumps({"meta": dict(meta), "metrics": scores}))
+        self._records[step] = make_record(meta, metrics)
         if is_primary():
             write_manifest(self._folder(step), step=step, record=self._records[step])
 

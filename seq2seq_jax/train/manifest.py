@@ -42,6 +42,12 @@ class Verdict:
     reason: str = ""
 
 
+def make_record(meta: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What stands beside the arrays of a step, as it will be read back."""
+    scores = {key: float(value) for key, value in metrics.items()}
+    return json.loads(json.dumps({"meta": dict(meta), "metrics": scores}))
+
+
 def write_manifest(folder: Path, *, step: int, record: Mapping[str, Any]) -> None:
     """Writes the manifest of a committed step.
 

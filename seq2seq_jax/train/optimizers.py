@@ -16,7 +16,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "adam_then_sgd")
 class SwitchState(NamedTuple):
     """Steps taken, and the states of both optimisers."""
 
-    count: Array  # [] int32
+    taken: Array  # [] int32
     first: Any
     second: Any
 
@@ -32,13 +32,13 @@ def switch_after(
     def update(updates: optax.Updates, state: SwitchState, params: optax.Params | None = None) -> Any:
         def use_first() -> tuple[optax.Updates, SwitchState]:
             out, new = first.update(updates, state.first, params)
-            return out, SwitchState(state.count + 1, new, state.second)
+            return out, SwitchState(state.taken + 1, new, state.second)
 
         def use_second() -> tuple[optax.Updates, SwitchState]:
             out, new = second.update(updates, state.second, params)
-            return out, SwitchState(state.count + 1, state.first, new)
+            return out, SwitchState(state.taken + 1, state.first, new)
 
-        return jax.lax.cond(state.count < steps, use_first, use_second)
+        return jax.lax.cond(state.taken < steps, use_first, use_second)
 
     return optax.GradientTransformation(init, update)
 

@@ -77,6 +77,12 @@ def test_metrics_are_whole_and_say_what_they_should(trained):
     assert records[-1]["event"] == "dev" and "dev_bleu" in records[-1]
 
 
+def losses_of(root):
+    """Step → loss of a run's log."""
+    records = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
 def test_more_steps_resume_and_equal_a_straight_run(trained, tmp_path, capsys):
     more = ("--config.train.steps=20", "--config.train.save_every=4", "--config.train.evaluate_every=500")
     assert call(f"--workdir={trained}", "--config.train.steps=20") == 0  # the saved config alone
