@@ -38,7 +38,7 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "attention_from": "current_step",  # or "previous_step", as the paper has it
         "share_embeddings": "none",  # or "target" (= softmax), or "all" (one table)
         "dropout": 0.2,
-        "init_scale": 0.1,  # parameters are drawn uniformly from [-init_scale, init_scale]
+        "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
         "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
     },
     "lstm": {
@@ -47,7 +47,7 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "layers": 2,
         "reverse_source": True,
         "dropout": 0.2,
-        "init_scale": 0.08,
+        "init_scale": 0.0,
         "dtype": "float32",
     },
 }
@@ -206,7 +206,7 @@ _CHOICES = {
 _AT_LEAST = {
     "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.max_shapes": 1, "data.max_source_len": 2,
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
-    "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.attention_features": 1,
+    "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0, "model.attention_features": 1,
     "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0, "train.log_every": 1,
     "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 1, "train.max_skipped": 1,
     "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0, "decode.coverage_penalty": 0,

@@ -90,12 +90,7 @@ class Experiment:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for a GPU.
-
-        Over several devices the batch is cut already, and cutting it again would gather it.
-        """
-        if self.mesh.size > 1:
-            return 2**30
+        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for a GPU."""
         return 512 if jax.default_backend() == "cpu" else 8192
 
     def translator(self, *, beam_size: int | None = None) -> Translator:

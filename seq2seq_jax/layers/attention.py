@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 from seq2seq_jax.interfaces import Array
-from seq2seq_jax.layers.recurrent import symmetric_uniform
+from seq2seq_jax.layers.initializers import matrix_initializer
 
 
 def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> Float[Array, "*B S"]:
@@ -29,10 +29,14 @@ def additive_scores(queries: Float[Array, "B T A"], keys: Float[Array, "B S A"],
     Each step is recomputed in the backward pass, so that `[B, T, S, A]` never exists.
     """
 
+    # One copy a row, so that the loop of the backward pass adds up gradients within a row, and devices that
+    # share the rows add theirs once, after the loop.
+    rows = jnp.broadcast_to(v, (queries.shape[0], v.shape[0]))
+
     @jax.checkpoint
     def one(query: Array) -> Array:  # [B, A]
         hidden = jnp.tanh(query[:, None, :] + keys)
-        return jnp.einsum("bsa,a->bs", hidden, v, preferred_element_type=jnp.float32)
+        return jnp.einsum("bsa,ba->bs", hidden, rows, preferred_element_type=jnp.float32)
 
     if queries.shape[1] == 1:
         return one(queries[:, 0])[:, None]
@@ -48,7 +52,7 @@ class AdditiveAttention(nn.Module):
         query_features: width of the queries.
         key_features: width of what is attended to.
         dtype: dtype of the products; the softmax is float32.
-        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+        init_scale: see `seq2seq_jax.layers.initializers`.
     """
 
     features: int
@@ -58,16 +62,16 @@ class AdditiveAttention(nn.Module):
     init_scale: float = 0.04
 
     def setup(self) -> None:
-        uniform = symmetric_uniform(self.init_scale)
+        init = matrix_initializer(self.init_scale)
         partitioned = nn.with_logical_partitioning
         self.query_kernel = self.param(
-            "query_kernel", partitioned(uniform, ("embed", "attention")), (self.query_features, self.features)
+            "query_kernel", partitioned(init, ("embed", "attention")), (self.query_features, self.features)
         )
         self.key_kernel = self.param(
-            "key_kernel", partitioned(uniform, ("embed", "attention")), (self.key_features, self.features)
+            "key_kernel", partitioned(init, ("embed", "attention")), (self.key_features, self.features)
         )
         self.bias = self.param("bias", partitioned(nn.initializers.zeros, ("attention",)), (self.features,))
-        self.v = self.param("v", partitioned(uniform, ("attention",)), (self.features,))
+        self.v = self.param("v", partitioned(init, ("attention",)), (self.features,))
 
     def project_keys(self, hidden: Array) -> Array:
         """`K k + b` of every source position: `[B, S, D]` to `[B, S, A]`."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seq2seq_jax.interfaces import Array
-from seq2seq_jax.layers.recurrent import symmetric_uniform
+from seq2seq_jax.layers.initializers import table_gain, table_initializer
 
 
 class Embedding(nn.Module):
@@ -16,7 +16,7 @@ class Embedding(nn.Module):
         vocab_size: V.
         features: D.
         dtype: dtype of what `__call__` returns.
-        init_scale: drawn uniformly from [-init_scale, init_scale].
+        init_scale: see `seq2seq_jax.layers.initializers`.
     """
 
     vocab_size: int
@@ -25,12 +25,13 @@ class Embedding(nn.Module):
     init_scale: float = 0.04
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(symmetric_uniform(self.init_scale), ("vocab", "embed"))
+        init = nn.with_logical_partitioning(table_initializer(self.init_scale), ("vocab", "embed"))
         self.table = self.param("table", init, (self.vocab_size, self.features))
 
     def __call__(self, tokens: Array) -> Array:
         """Tokens `[...]` int32 to vectors `[..., D]`."""
-        return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+        vectors = jnp.take(self.table, tokens, axis=0) * table_gain(self.init_scale, self.features)
+        return vectors.astype(self.dtype)
 
 
 class Softmax(nn.Module):
@@ -40,7 +41,7 @@ class Softmax(nn.Module):
         vocab_size: V.
         features: D.
         own_kernel: False where the kernel is shared and given by the caller.
-        init_scale: the kernel is drawn uniformly from [-init_scale, init_scale].
+        init_scale: see `seq2seq_jax.layers.initializers`.
     """
 
     vocab_size: int
@@ -50,7 +51,7 @@ class Softmax(nn.Module):
 
     def setup(self) -> None:
         if self.own_kernel:
-            init = nn.with_logical_partitioning(symmetric_uniform(self.init_scale), ("vocab", "embed"))
+            init = nn.with_logical_partitioning(table_initializer(self.init_scale), ("vocab", "embed"))
             self.kernel = self.param("kernel", init, (self.vocab_size, self.features))
         self.bias = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (self.vocab_size,)

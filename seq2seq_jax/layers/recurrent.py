@@ -14,7 +14,6 @@ the backward pass carries dh and dc only, and the gradient of U is one product a
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 from seq2seq_jax.interfaces import Array
+from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
 
 Carry = tuple[Array, Array]
 """Cell and output, `(c [B, H], h [B, H])`, both float32."""
@@ -137,6 +137,28 @@ def lstm(
     return jnp.where(mask[..., None], outputs, 0.0), (cells[last], outputs[last])
 
 
+@jax.custom_vjp
+def product(x: Array, kernel: Array) -> Array:
+    """`x @ kernel` of `[..., D]` and `[D, Z]`, with a quicker gradient of the kernel.
+
+    Left to itself, differentiation makes the gradient of the kernel as the transpose of a product of
+    transposed copies; here it is one product of what there is.
+    """
+    return x @ kernel
+
+
+def _product_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_bwd(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return dz @ kernel.T, jnp.einsum("...d,...z->dz", x, dz)
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
 class LSTM(nn.Module):
     """The parameters of one LSTM layer, and the two ways to run it: a whole sequence, or one step.
 
@@ -147,7 +169,7 @@ class LSTM(nn.Module):
         features: H, width of the output.
         input_features: widths of the parts of the input.
         dtype: dtype of the products; the state stays float32.
-        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+        init_scale: see `seq2seq_jax.layers.initializers`.
     """
 
     features: int
@@ -156,17 +178,17 @@ class LSTM(nn.Module):
     init_scale: float = 0.04
 
     def setup(self) -> None:
-        uniform = symmetric_uniform(self.init_scale)
+        init, bias = matrix_initializer(self.init_scale), gate_bias_initializer(self.init_scale)
         width = 4 * self.features
         self.input_kernel = self.param(
             "input_kernel",
-            nn.with_logical_partitioning(uniform, ("embed", "gates")),
+            nn.with_logical_partitioning(init, ("embed", "gates")),
             (sum(self.input_features), width),
         )
         self.recurrent_kernel = self.param(
-            "recurrent_kernel", nn.with_logical_partitioning(uniform, ("hidden", "gates")), (self.features, width)
+            "recurrent_kernel", nn.with_logical_partitioning(init, ("hidden", "gates")), (self.features, width)
         )
-        self.bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("gates",)), (width,))
+        self.bias = self.param("bias", nn.with_logical_partitioning(bias, ("gates",)), (width,))
 
     def kernels(self) -> list[Array]:
         """The rows of the input kernel that belong to each part, `[part, 4H]`, in the compute dtype."""
@@ -181,7 +203,7 @@ class LSTM(nn.Module):
         projected = self.bias.astype(self.dtype)
         for part, kernel in zip(parts, self.kernels(), strict=True):
             if part is not None:
-                projected = projected + part.astype(self.dtype) @ kernel
+                projected = projected + product(part.astype(self.dtype), kernel)
         return projected
 
     def __call__(
@@ -198,12 +220,3 @@ class LSTM(nn.Module):
         kernel = self.recurrent_kernel.astype(self.dtype)
         recurrent = jnp.dot(h.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         return lstm_cell(self.project(*parts).astype(jnp.float32) + recurrent, c)
-
-
-def symmetric_uniform(scale: float) -> nn.initializers.Initializer:
-    """Draws parameters uniformly from [-scale, scale], as the recurrent papers do."""
-
-    def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -scale, scale)
-
-    return init

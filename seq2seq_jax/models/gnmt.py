@@ -57,7 +57,8 @@ class GNMTConfig:
         share_embeddings: "none" (three tables), "target" (target embedding = softmax kernel) or
             "all" (one table; needs one vocabulary for both sides).
         dropout: rate on every non-recurrent connection.
-        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+        init_scale: parameters are drawn uniformly from [-init_scale, init_scale]; 0 scales them by
+            their inputs, see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products, "float32" or "bfloat16"; parameters and states are float32.
     """
 

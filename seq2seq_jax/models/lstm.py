@@ -36,7 +36,8 @@ class LSTMConfig:
         layers: L, layers on each side.
         reverse_source: read the source from its end (the paper's best trick).
         dropout: rate on every non-recurrent connection.
-        init_scale: parameters are drawn uniformly from [-init_scale, init_scale].
+        init_scale: parameters are drawn uniformly from [-init_scale, init_scale]; 0 scales them by
+            their inputs, see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products; parameters and states are float32.
     """
 

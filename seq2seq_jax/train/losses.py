@@ -33,7 +33,7 @@ def cross_entropy(
     weights: Float[Array, " N"],
     *,
     label_smoothing: float = 0.0,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> CrossEntropy:
     """Sums of the cross-entropy of N tokens, `chunk` of them at a time.
 
@@ -50,12 +50,13 @@ def cross_entropy(
         chunk: tokens at a time; bounds the memory to chunk x V floats.
     """
     tokens = hidden.shape[0]
-    size = min(chunk, tokens)
-    fill = -tokens % size
+    count = -(-tokens // chunk)
+    fill = -tokens % count
 
     def cut(x: Array) -> Array:
+        # Every count-th token, not a run of them: the leading axis is the one that devices share, and it stays whole.
         padded = jnp.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1))
-        return padded.reshape(-1, size, *x.shape[1:])
+        return padded.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
     loss, nll, correct = _chunked(label_smoothing, cut(hidden), kernel, bias, cut(targets), cut(weights))
     return CrossEntropy(loss=loss, nll=nll, correct=correct)

@@ -43,6 +43,17 @@ def switch_after(
     return optax.GradientTransformation(init, update)
 
 
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Rescales gradients to the global norm `limit` where they exceed it, by one factor for all."""
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None) -> Any:
+        del params
+        factor = jnp.minimum(1.0, limit / jnp.maximum(optax.tree.norm(updates), limit))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -83,7 +94,7 @@ def make_optimizer(
         adam = optax.adam(adam_learning_rate, b1=b1, b2=b2, eps=eps)
         # The schedule speaks of the whole run's steps; the second optimiser starts to count at the change.
         chosen = switch_after(adam_steps, adam, optax.sgd(lambda n: schedule(n + adam_steps)))
-    return optax.chain(optax.clip_by_global_norm(clip_norm), chosen) if clip_norm > 0 else chosen
+    return optax.chain(clip_by_norm(clip_norm), chosen) if clip_norm > 0 else chosen
 
 
 def _matrices(params: optax.Params) -> Any:

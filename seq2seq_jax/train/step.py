@@ -48,19 +48,19 @@ def make_train_step(
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        finite = jnp.isfinite(objective) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(objective) & jnp.isfinite(norm)
 
-        def keep(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        def advance() -> tuple[PyTree, PyTree]:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state
 
+        params, opt_state = jax.lax.cond(finite, advance, lambda: (state.params, state.opt_state))
         skipped = jnp.where(finite, 0, state.skipped + 1)
         state = TrainState(
             step=state.step + 1,
             skipped=skipped,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+            params=params,
+            opt_state=opt_state,
         )
         return state, {**sums, "grad_norm": norm, "finite": finite.astype(jnp.float32), "skipped": skipped}
 

@@ -40,9 +40,7 @@ def test_the_table_of_the_paper(name, options, table):
 
 
 def test_gnmt_warms_up_first():
-    schedule = make_schedule(
-        "gnmt", learning_rate=1.0, warmup_steps=4, decay_start=6, decay_every=2, decay_times=2
-    )
+    schedule = make_schedule("gnmt", learning_rate=1.0, warmup_steps=4, decay_start=6, decay_every=2, decay_times=2)
     rates = [float(schedule(step)) for step in range(12)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
 
