@@ -320,8 +320,8 @@ def require_torch() -> None:
     """Raises UserError where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
-            "gnmt_step.py measures against PyTorch, which is not installed: pip install torch "
-            "--index-url https://download.pytorch.org/whl/cpu, or run ours alone with --attention_from previous_step"
+            "gnmt_step.py measures against PyTorch, which is not installed: `pip install torch`, "
+            "or run ours alone with --attention_from previous_step"
         )
 
 

@@ -206,11 +206,11 @@ _CHOICES = {
 _AT_LEAST = {
     "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.max_shapes": 1, "data.max_source_len": 2,
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
-    "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0, "model.attention_features": 1,
-    "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0, "train.log_every": 1,
-    "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 1, "train.max_skipped": 1,
-    "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0, "decode.coverage_penalty": 0,
-    "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1, "decode.max_source_len": 2,
+    "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
+    "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 1,
+    "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0,
+    "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1, "decode.max_source_len": 2,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
 }  # fmt: skip
 _SHARES = ("train.label_smoothing", "train.b1", "train.b2", "model.dropout")
