@@ -52,8 +52,8 @@ def set_multi30k(config: ConfigDict) -> None:
     config.data.train, config.data.dev, config.data.test = "train", "val", "test_2016_flickr"
     config.data.update(tokens_per_batch=3072, max_shapes=12)
     config.vocab.update(size=6000, model="bpe")
-    config.model.update(features=256, attention_features=256, dropout=0.3, share_embeddings="all")
-    config.train.update(steps=4000, schedule="cosine", learning_rate=0.002, warmup_steps=400)
+    config.model.update(features=256, attention_features=256, dropout=0.3)
+    config.train.update(steps=4000, learning_rate=0.002, warmup_steps=400)
     config.train.update(save_every=250, evaluate_every=500)
     config.evaluate.dev_sentences = 0
 
@@ -64,7 +64,8 @@ def set_paper(config: ConfigDict) -> None:
     config.data.update(tokens_per_batch=8192, max_shapes=16, max_source_len=100, max_target_len=100)
     config.vocab.update(size=32000, joint=False)
     config.model.update(features=1024, attention_features=1024, encoder_layers=8, decoder_layers=8)
-    config.model.update(attention_from="previous_step", dropout=0.2, init_scale=0.04, dtype="bfloat16")
+    config.model.update(attention_from="previous_step", share_embeddings="none")
+    config.model.update(dropout=0.2, init_scale=0.04, dtype="bfloat16")
     config.train.update(steps=2_000_000, label_smoothing=0.0, clip_norm=5.0)
     config.train.update(optimizer="adam_then_sgd", adam_steps=60_000, adam_learning_rate=0.0002, warmup_steps=0)
     config.train.update(schedule="gnmt", learning_rate=0.5, decay_start=1_200_000, decay_every=200_000, decay_times=4)

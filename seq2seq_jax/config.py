@@ -36,8 +36,8 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
         "attention_features": 128,  # width of the hidden layer of the attention
         "attention_from": "current_step",  # or "previous_step", as the paper has it
-        "share_embeddings": "none",  # or "target" (= softmax), or "all" (one table)
-        "dropout": 0.2,
+        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
+        "dropout": 0.1,
         "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
         "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
     },
@@ -46,7 +46,7 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "features": 128,
         "layers": 2,
         "reverse_source": True,
-        "dropout": 0.2,
+        "dropout": 0.1,
         "init_scale": 0.0,
         "dtype": "float32",
     },
@@ -63,8 +63,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "target": "de",
         "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
         "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
-        "tokens_per_batch": 4096,  # source plus target slots in a global batch, padding included
-        "max_shapes": 8,  # most shapes of a batch, and so most compilations of the step
+        "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
+        "max_shapes": 6,  # most shapes of a batch, and so most compilations of the step
         "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
         "max_target_len": 80,
         "prefetch": 4,  # batches read ahead of the device
@@ -72,7 +72,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "vocab": {
         "kind": "sentencepiece",  # or "word", "char", "byte"
         "model": "unigram",  # or "bpe"; sentencepiece only
-        "size": 2000,  # the four special ids included; an upper bound for small corpora
+        "size": 1500,  # the four special ids included; an upper bound for small corpora
         "joint": True,  # one vocabulary for both sides
         "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
         "character_coverage": 1.0,
@@ -83,8 +83,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "seed": 0,
         "label_smoothing": 0.1,
         "optimizer": "adam",  # or "adamw", "sgd", "adam_then_sgd"
-        "learning_rate": 0.002,  # the schedule's peak
-        "schedule": "inverse_sqrt",  # or "constant", "cosine", "gnmt"
+        "learning_rate": 0.003,  # the schedule's peak
+        "schedule": "cosine",  # or "constant", "inverse_sqrt", "gnmt"
         "warmup_steps": 200,  # linear
         "decay_start": 0,  # "gnmt": first halving
         "decay_every": 0,  # "gnmt": steps between halvings
@@ -190,6 +190,11 @@ def check_config(config: ConfigDict) -> None:
         if key not in given:
             raise UserError(f"config.{key} is missing; its default is {default!r}.")
         _check_value(key, given[key], default)
+    if config.model.get("share_embeddings") == "all" and not config.vocab.joint:
+        raise UserError(
+            "config.model.share_embeddings must be 'target' or 'none' with config.vocab.joint=False, but is 'all' instead: "
+            "one table cannot hold two vocabularies."
+        )
     if config.data.source == config.data.target:
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
 
@@ -210,7 +215,8 @@ _AT_LEAST = {
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
     "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 1,
     "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0,
-    "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1, "decode.max_source_len": 2,
+    "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1,
+    "decode.max_source_len": 2,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
 }  # fmt: skip
 _SHARES = ("train.label_smoothing", "train.b1", "train.b2", "model.dropout")
