@@ -192,8 +192,8 @@ def check_config(config: ConfigDict) -> None:
         _check_value(key, given[key], default)
     if config.model.get("share_embeddings") == "all" and not config.vocab.joint:
         raise UserError(
-            "config.model.share_embeddings must be 'target' or 'none' with config.vocab.joint=False, but is 'all' instead: "
-            "one table cannot hold two vocabularies."
+            "config.model.share_embeddings must be 'target' or 'none' with config.vocab.joint=False, but is 'all' "
+            "instead: one table cannot hold two vocabularies."
         )
     if config.data.source == config.data.target:
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
