@@ -53,7 +53,7 @@ def set_multi30k(config: ConfigDict) -> None:
     config.data.update(tokens_per_batch=3072, max_shapes=12)
     config.vocab.update(size=6000, model="bpe")
     config.model.update(features=256, attention_features=256, dropout=0.3)
-    config.train.update(steps=4000, learning_rate=0.002, warmup_steps=400)
+    config.train.update(steps=4000, decay_steps=4000, learning_rate=0.002, warmup_steps=400)
     config.train.update(save_every=250, evaluate_every=500)
     config.evaluate.dev_sentences = 0
 

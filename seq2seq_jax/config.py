@@ -86,6 +86,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.003,  # the schedule's peak
         "schedule": "cosine",  # or "constant", "inverse_sqrt", "gnmt"
         "warmup_steps": 200,  # linear
+        "decay_steps": 2000,  # "cosine": step at which the rate is at its floor; of its own, so that `steps` may change
+        "decay_floor": 0.05,  # "cosine": share of the peak that stays
         "decay_start": 0,  # "gnmt": first halving
         "decay_every": 0,  # "gnmt": steps between halvings
         "decay_times": 0,  # "gnmt": most halvings
@@ -219,7 +221,7 @@ _AT_LEAST = {
     "decode.max_source_len": 2,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
 }  # fmt: skip
-_SHARES = ("train.label_smoothing", "train.b1", "train.b2", "model.dropout")
+_SHARES = ("train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "model.dropout")
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:

@@ -49,10 +49,14 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install_shape_checks() -> None:
-    """From here on every module of the package is imported with `check_shapes` around its functions."""
+    """From here on every module of the parts that compute is imported with `check_shapes` around its functions.
+
+    `data` is left out: jaxtyping slows every call a little, and a grammar makes millions of them.
+    """
     from jaxtyping import install_import_hook
 
-    install_import_hook("seq2seq_jax", f"{__name__}.{check_shapes.__name__}")
+    parts = ("layers", "models", "parallel", "train", "decode", "tasks")
+    install_import_hook([f"seq2seq_jax.{part}" for part in parts], f"{__name__}.{check_shapes.__name__}")
 
 
 def make_random_cases_repeat() -> None:

@@ -15,7 +15,8 @@ def make_schedule(
     *,
     learning_rate: float,
     warmup_steps: int = 0,
-    total_steps: int = 0,
+    decay_steps: int = 0,
+    decay_floor: float = 0.0,
     decay_start: int = 0,
     decay_every: int = 0,
     decay_times: int = 0,
@@ -24,7 +25,8 @@ def make_schedule(
 
     - "constant": the peak, for ever.
     - "inverse_sqrt": peak sqrt(warmup / n) (Vaswani et al. 2017, section 5.3).
-    - "cosine": from the peak to 0 at `total_steps` (Loshchilov and Hutter 2017).
+    - "cosine": from the peak to `decay_floor` of it at step `decay_steps`, and constant from there
+      (Loshchilov and Hutter 2017).
     - "gnmt": the peak, halved every `decay_every` steps from `decay_start` on, at most
       `decay_times` times (Wu et al. 2016, section 8.4; Luong et al. 2015).
 
@@ -33,8 +35,10 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise ValueError(f"`schedule` must be one of {SCHEDULES}, but is {name!r} instead.")
-    if name == "cosine" and total_steps <= warmup_steps:
-        raise ValueError(f"`steps` must be more than warmup_steps={warmup_steps} for 'cosine', but is {total_steps}.")
+    if name == "cosine" and decay_steps <= warmup_steps:
+        raise ValueError(
+            f"`decay_steps` must be more than warmup_steps={warmup_steps} for 'cosine', but is {decay_steps} instead."
+        )
     if name == "gnmt" and decay_every < 1:
         raise ValueError(f"`decay_every` must be at least 1 for the schedule 'gnmt', but is {decay_every} instead.")
     warm = max(warmup_steps, 1)
@@ -44,8 +48,8 @@ def make_schedule(
         if name == "inverse_sqrt":
             shape = jnp.sqrt(warm / jnp.maximum(n, warm))
         elif name == "cosine":
-            done = jnp.clip((n - warm) / (total_steps - warm), 0.0, 1.0)
-            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+            done = jnp.clip((n - warm) / (decay_steps - warm), 0.0, 1.0)
+            shape = decay_floor + (1.0 - decay_floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         elif name == "gnmt":
             halvings = jnp.floor((n - 1 - decay_start) / decay_every) + 1.0
             shape = 0.5 ** jnp.clip(halvings, 0.0, decay_times)

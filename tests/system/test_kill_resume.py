@@ -30,6 +30,7 @@ ARGS = (
     "--config.train.save_every=8",
     "--config.train.evaluate_every=80",
     "--config.train.log_every=20",
+    "--config.parallel.data=1",
 )
 
 

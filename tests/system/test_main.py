@@ -28,6 +28,7 @@ TINY = (
     "--config.evaluate.dev_sentences=8",
     "--config.evaluate.samples=2",
     "--config.train.log_every=5",
+    "--config.parallel.data=1",
 )
 
 
