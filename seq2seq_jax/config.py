@@ -7,6 +7,7 @@ A file in `configs/` starts from `default_config()` and sets only what differs. 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +23,6 @@ RESUMABLE = (
     "train.save_every",
     "train.evaluate_every",
     "train.log_every",
-    "train.keep_last",
-    "decode.",
-    "evaluate.",
 )
 """Keys (or sections, ending in a dot) that may differ from the saved config when a run is resumed."""
 
@@ -101,7 +99,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "log_every": 50,
         "save_every": 500,  # steps between checkpoints
         "evaluate_every": 500,  # steps between evaluations on dev, each with a checkpoint
-        "keep_last": 2,  # checkpoints kept besides the best one
+        "keep_last": 2,  # newest checkpoints kept besides the best one; at least 2, so that one may rot
         "max_skipped": 10,  # non-finite steps in a row before the run stops with exit code 3
     },
     "decode": {
@@ -134,13 +132,6 @@ def default_config(model: str = "gnmt") -> ConfigDict:
     return ConfigDict({**_DEFAULTS, "model": MODEL_KEYS[model]})
 
 
-def save_config(config: ConfigDict, path: Path) -> str:
-    """The text that `load_config` reads back."""
-    text = json.dumps(config.to_dict(), indent=1) + "\n"
-    path.write_text(text)
-    return text
-
-
 def load_config(path: Path) -> ConfigDict:
     """Reads a run's saved config.
 
@@ -153,6 +144,21 @@ def load_config(path: Path) -> ConfigDict:
         raise UserError(f"{path}: there is no run here yet; give --config=configs/NAME.py to start one.") from error
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"{path}: not a saved config ({error}); restore it, or start in another --workdir.") from error
+
+
+def with_absolute_prefixes(config: ConfigDict) -> ConfigDict:
+    """The config with the corpora's prefixes absolute, so that the run can be gone on with from any folder."""
+    config = ConfigDict(config.to_dict())
+    for split in ("train", "dev", "test"):
+        if config.data[split] not in ("phrasebook", "auto", ""):
+            config.data[split] = str(Path(config.data[split]).expanduser().absolute())
+    return config
+
+
+def hash_config(config: ConfigDict) -> str:
+    """sha256 over the keys that must stay as they are on resume."""
+    kept = {key: value for key, value in sorted(flatten(config).items()) if not key.startswith(RESUMABLE)}
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -204,6 +210,7 @@ def check_config(config: ConfigDict) -> None:
 _CHOICES = {
     "vocab.kind": ("sentencepiece", "word", "char", "byte"),
     "vocab.model": ("unigram", "bpe"),
+    "vocab.normalization": ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"),
     "model.attention_from": ("previous_step", "current_step"),
     "model.share_embeddings": ("none", "target", "all"),
     "model.dtype": ("float32", "bfloat16"),
@@ -215,7 +222,7 @@ _AT_LEAST = {
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
-    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 1,
+    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
     "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0,
     "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1,
     "decode.max_source_len": 2,
@@ -235,6 +242,10 @@ def _check_value(key: str, value: Any, default: Any) -> None:
         raise UserError(f"config.{key} must be one of {', '.join(_CHOICES[key])}, but is {value!r} instead{hint}")
     if key in _AT_LEAST and not value >= _AT_LEAST[key]:
         raise UserError(f"config.{key} must be at least {_AT_LEAST[key]}, but is {value} instead.")
+    if key == "train.seed" and value >= 2**31:
+        raise UserError(f"config.{key} must be less than 2**31, but is {value} instead.")
+    if key == "vocab.character_coverage" and not 0.9 <= value <= 1:
+        raise UserError(f"config.{key} must be between 0.9 and 1, but is {value} instead.")
     if key in _SHARES and not 0 <= value < 1:
         raise UserError(f"config.{key} must be at least 0 and less than 1, but is {value} instead.")
     if key == "train.learning_rate" and not 0 < value < float("inf"):

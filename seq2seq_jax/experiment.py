@@ -6,8 +6,10 @@ The only place, with `modes.py`, that knows several packages.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ from seq2seq_jax.tasks.translation import Search, Translator, make_loss
 from seq2seq_jax.train.optimizers import make_optimizer
 from seq2seq_jax.train.schedules import make_schedule
 from seq2seq_jax.train.step import TrainState, init_state, make_train_step
+from seq2seq_jax.train.writers import write_json
 
+ROWS_MULTIPLE = 8  # rows of a batch divide by it, so that 1, 2, 4 or 8 devices see the same batches
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
 PEAK_FLOPS = {  # of one device a second, dense, bfloat16; by what `device_kind` contains
@@ -111,11 +115,17 @@ class Experiment:
         Encoder weights meet source tokens, all others target tokens; look-ups and the attention's
         scores are left out.
         """
+        encoder, decoder = self._weights_in_products
+        return 6.0 * (encoder * sums.get("source_tokens", 0.0) + decoder * sums.get("target_tokens", 0.0))
+
+    @functools.cached_property
+    def _weights_in_products(self) -> tuple[int, int]:
+        """Weights that meet every source token, and every target token (a shared table's as a softmax)."""
         params = self.abstract_state().params
         encoder = sum(count_parameters(tree) for name, tree in params.items() if name.startswith("encoder"))
         tables = sum(count_parameters(tree) for name, tree in params.items() if name.endswith("embedding"))
-        decoder = count_parameters(params) - encoder - tables
-        return 6.0 * (encoder * sums.get("source_tokens", 0.0) + decoder * sums.get("target_tokens", 0.0))
+        shared = 0 if "kernel" in params["softmax"] else params["target_embedding"]["table"].size
+        return encoder, count_parameters(params) - encoder - tables + shared
 
     def peak_flops(self) -> float | None:
         """Of all devices of the mesh a second, or None where it is not known."""
@@ -146,16 +156,37 @@ def open_splits(config: ConfigDict) -> Splits:
     return Splits(train=held[0] if held else train, **parts)
 
 
-def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None) -> Vocabs:
+def open_test(config: ConfigDict) -> ParallelText:
+    """The test corpus alone, where it can be had without the others."""
+    data = config.data
+    if data.test == "auto" and data.train != "phrasebook":
+        return open_splits(config).test
+    spec = "phrasebook" if data.test == "auto" else data.test
+    size = PHRASEBOOK_SIZES["test"]
+    return open_split(spec, split="test", source=data.source, target=data.target, phrasebook_pairs=size)
+
+
+def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None, *, keep: bool = True) -> Vocabs:
     """The run's vocabularies: read from `folder`, or trained on `text` and kept there.
+
+    Args:
+        config: its keys `vocab` and seed say how to train them.
+        folder: theirs.
+        text: the training corpus; None where they must be there.
+        keep: take those in the folder as they are. Without, they are trained again where they come of
+            another recipe or text: a start that was refused or killed leaves nothing that binds the next.
 
     Raises:
         UserError: there are none and no text to train them on, or they are damaged.
     """
-    if (folder / "vocabs.json").exists():
+    recipe = {**config.vocab.to_dict(), "seed": config.train.seed, "text": text.digest if text else ""}
+    note = folder / "recipe.json"
+    found = (folder / "vocabs.json").exists()
+    if found and (keep or (note.exists() and json.loads(note.read_text()) == recipe)):
         return Vocabs.load(folder)
-    if text is None or text.target is None:
+    if text is None or text.target is None or keep and found:
         raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
+    note.unlink(missing_ok=True)
     keys = config.vocab
     vocabs = train_vocabs(
         text.source,
@@ -170,6 +201,7 @@ def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None) -
         seed=config.train.seed,
     )
     vocabs.save(folder)
+    write_json(note, recipe)
     return vocabs
 
 
@@ -196,7 +228,7 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
 def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformation, optax.Schedule]:
     keys = config.train
     try:
-        mesh = make_mesh(**config.parallel)
+        mesh = make_mesh(**config.parallel, rows_multiple=ROWS_MULTIPLE)
         schedule = make_schedule(
             keys.schedule,
             learning_rate=keys.learning_rate,

@@ -135,8 +135,8 @@ class Projection(Protocol):
         """Hidden states `[..., D]` to logits `[..., V]`."""
         ...
 
-    def softmax_weights(self) -> tuple[Array, Array | None]:
-        """The same projection as its parts: kernel `[V, D]` and bias `[V]` (or None)."""
+    def softmax_weights(self) -> tuple[Array, Array]:
+        """The same projection as its parts: kernel `[V, D]` and bias `[V]` (zeros where a model has none)."""
         ...
 
 
@@ -189,17 +189,3 @@ class Streaming(Protocol):
 @runtime_checkable
 class MaskedModel(Encoder, Projection, Protocol):
     """An encoder trained to fill masked positions (BERT); `project` reads `Memory.hidden`."""
-
-
-@struct.dataclass
-class Task:
-    """What a benchmark is, as a frozen record of functions; the train loop and the modes call these.
-
-    `loss(params, batch, rng, train) -> (objective, Sums)`: the objective is a sum over the batch and
-    `Sums["weight"]` what to divide it by, once, after all batches and devices were added up.
-    """
-
-    loss: Callable[..., tuple[Array, Sums]] = struct.field(pytree_node=False)
-    batches: Callable[..., Any] = struct.field(pytree_node=False)
-    evaluate: Callable[..., Mapping[str, Any]] = struct.field(pytree_node=False)
-    translate: Callable[..., Any] = struct.field(pytree_node=False)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from seq2seq_jax.config import check_config, default_config, flatten, suggest_key
-from seq2seq_jax.errors import DivergedError, NoUsableCheckpointError, Terminated, UserError
+from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
 
 MODES = ("train", "evaluate", "translate", "describe")
 
@@ -72,10 +73,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run(list(argv))
     except (UserError, DivergedError, NoUsableCheckpointError) as error:
-        if "--debug" in argv:
-            raise
-        print(f"seq2seq_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _tell(str(error), error.exit_code, argv)
     except Terminated as error:
         print(f"seq2seq_jax: {error}", file=sys.stderr)
         return error.exit_code
@@ -84,6 +82,19 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        cure = "look at its permissions and at the space on its disk"
+        return _tell(f"{error.filename}: {error.strerror}; {cure}.", EXIT_USER, argv)
+
+
+def _tell(problem: str, code: int, argv: Sequence[str]) -> int:
+    """One line about what is wrong; with --debug where it was found, too."""
+    if any(arg in ("--debug", "--debug=true", "--debug=1") for arg in argv):
+        traceback.print_exc()
+    print(f"seq2seq_jax: error: {' '.join(problem.split())}", file=sys.stderr)
+    return code
 
 
 def _run(argv: list[str]) -> int:
@@ -158,7 +169,7 @@ def _put_config_first(argv: list[str]) -> list[str]:
     elif workdir is None:
         raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
     else:
-        saved = Path(workdir) / "config.json"
+        saved = Path(workdir).expanduser() / "config.json"
         if not saved.exists():
             raise UserError(f"{saved}: there is no run in this --workdir; give --config=configs/NAME.py to start one.")
         config = f"{Path(__file__).with_name('saved_config.py')}:{saved}"
@@ -287,11 +298,16 @@ def _translate(config: ConfigDict, root: Path, *, source: str | None, target: st
     path = Path(target)
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as output:
-            modes.translate(config, root, lines, output, nbest=nbest)
-        part.replace(path)  # only whole output gets the name that was asked for
+        output = part.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror}); choose another place.") from error
+    try:
+        with output:
+            modes.translate(config, root, lines, output, nbest=nbest)
+        part.replace(path)  # only whole output gets the name that was asked for
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return 0
 
 
@@ -302,18 +318,15 @@ def _read_input(path: str | None) -> Iterator[str]:
             sys.stdin.reconfigure(encoding="utf-8", newline="\n")
         return _lines(sys.stdin, "standard input")
     try:
-        with open(path, encoding="utf-8") as file:
-            file.read(1)  # what cannot be read is found out before a model is loaded
-    except UnicodeDecodeError:
-        pass  # told with its line, when that line is reached
+        file = open(path, encoding="utf-8", newline="\n")  # now: what cannot be read is told before a model is loaded
     except OSError as error:
         raise UserError(f"--input={path}: cannot be read ({error.strerror}).") from error
-    return _file_lines(path)
+    return _file_lines(file, path)
 
 
-def _file_lines(path: str) -> Iterator[str]:
-    with open(path, encoding="utf-8", newline="\n") as file:
-        yield from _lines(file, path)
+def _file_lines(file: TextIO, name: str) -> Iterator[str]:
+    with file:
+        yield from _lines(file, name)
 
 
 def _lines(stream: TextIO, name: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,14 @@ from typing import Any, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import RESUMABLE, check_resume, load_config, save_config
+from seq2seq_jax.config import RESUMABLE, check_resume, hash_config, load_config, with_absolute_prefixes
 from seq2seq_jax.data.pipeline import TokenPairs, batches, build_batch, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.sources import ParallelText
-from seq2seq_jax.errors import UserError
-from seq2seq_jax.evaluate.attention_maps import save_attention_map
+from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
+    ROWS_MULTIPLE,
     Experiment,
     Splits,
     build,
@@ -28,39 +27,37 @@ from seq2seq_jax.experiment import (
     hash_parameters,
     obtain_vocabs,
     open_splits,
+    open_test,
     versions,
 )
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.parallel.shard import place_batch
+from seq2seq_jax.scoring import evaluate_test, get_references, say
 from seq2seq_jax.serve.translate import moses_nbest, stream
 from seq2seq_jax.tasks.translation import Translation, make_loss
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
-from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, replace_text, write_json
+from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
 from seq2seq_jax.workdir import Folder
 
-ROWS_MULTIPLE = 8  # rows of a batch divide by it, so that 1, 2, 4 or 8 devices see the same batches
 DEV_SHAPES = 3
-
-
-def say(text: str) -> None:
-    """Tells people something: on standard error, because standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def train(config: ConfigDict, root: Path) -> dict[str, Any]:
     """Trains or resumes the run in `root`, then evaluates the best checkpoint on the test split."""
     started = time.monotonic()
     folder = Folder(root)
-    if folder.config.exists():
+    config = with_absolute_prefixes(config)
+    begun = any(folder.checkpoints.glob("[0-9]*"))
+    if begun:
         check_resume(config, load_config(folder.config), folder.config)
     splits = open_splits(config)
-    vocabs = obtain_vocabs(config, folder.vocab, splits.train)
+    vocabs = obtain_vocabs(config, folder.vocab, splits.train, keep=begun)
     experiment = build(config, vocabs)
-    save_config(config, folder.config)
-    corpus = Corpus.make(experiment, splits)
+    corpus = Corpus.make(experiment, splits)  # refuses what cannot be planned, before anything is written down
+    write_json(folder.config, config.to_dict())
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
     with (
         StopSignal() as stop,
@@ -72,7 +69,9 @@ def train(config: ConfigDict, root: Path) -> dict[str, Any]:
         metrics.truncate_after(first)
         _tell_start(experiment, state, first, time.monotonic() - started)
         with Progress(config.train.steps, start=first) as progress:
-            run = _make_run(experiment, corpus, splits, stop, progress)
+            before = meta["seconds"] if meta else 0.0
+            clock = Clock(before, started)
+            run = _make_run(experiment, corpus, splits, stop, progress, clock)
             if meta and not meta["evaluated"] and _is_evaluated(config, first):
                 _evaluate_late(run, state, meta, checkpoints, metrics, progress, stop)
             state = fit(run, state, checkpoints=checkpoints, metrics=metrics, progress=progress, stop=stop)
@@ -86,7 +85,7 @@ def train(config: ConfigDict, root: Path) -> dict[str, Any]:
         "parameters": count_parameters(state.params),
         **trained,
         **totals,
-        "wall_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": round(clock.seconds(), 1),
         "corpus_sha256": splits.digests,
         "vocab_sha256": vocabs.digest,
         "versions": versions(),
@@ -128,10 +127,13 @@ def _start(
     restored = checkpoints.restore(experiment.abstract_state())
     if restored is None:
         return experiment.init(), None
-    expected = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
-    for key, value in expected.items():
+    expected = {
+        "vocab_sha256": ("vocabulary", experiment.vocabs.digest),
+        "train_sha256": ("training corpus", splits.train.digest),
+        "config_sha256": ("config", hash_config(experiment.config)),
+    }
+    for key, (what, value) in expected.items():
         if restored.meta.get(key) != value:
-            what = "vocabulary" if key.startswith("vocab") else "training corpus"
             raise UserError(
                 f"{checkpoints.directory}: the checkpoints were made with another {what} ({key} "
                 f"{str(restored.meta.get(key))[:12]}, now {value[:12]}); put it back, or use another --workdir."
@@ -158,7 +160,21 @@ def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: 
         say(f"step {first} is the last one (config.train.steps): nothing left to train, evaluating")
 
 
-def _make_run(experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress) -> Run:
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Seconds of a run, the parts before it was interrupted included."""
+
+    before: float
+    started: float
+
+    def seconds(self) -> float:
+        """Until now."""
+        return self.before + time.monotonic() - self.started
+
+
+def _make_run(
+    experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress, clock: Clock
+) -> Run:
     keys, plan = experiment.config.train, corpus.plan
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     prefetch = experiment.config.data.prefetch
@@ -168,7 +184,8 @@ def _make_run(experiment: Experiment, corpus: Corpus, splits: Splits, stop: Stop
 
     def meta(step: int) -> dict[str, Any]:
         digests = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
-        return {"examples": plan.examples_before(step), **digests, "versions": versions()}
+        place = {"examples": plan.examples_before(step), "seconds": round(clock.seconds(), 1)}
+        return {**place, **digests, "config_sha256": hash_config(experiment.config), "versions": versions()}
 
     return Run(
         step=CompiledStep(experiment.train_step(), shapes=len(plan.shapes), tell=progress.message),
@@ -208,10 +225,10 @@ def _make_dev_evaluation(
             batch = build_batch(corpus.dev, plan.batch(n))
             sums = jax.device_get(sums_of(state.params, place_batch(batch, experiment.mesh)))
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
-        found = translator.translate_many(state.params, dev.source[:count], poll=poll)
+        found = translator.translate(state.params, dev.source[:count], poll=poll)
         scores = corpus_scores(
             [item.text for item in found],
-            _references(dev)[:count],
+            get_references(dev)[:count],
             target=config.data.target,
             lowercase_tokenized=False,
         )
@@ -248,12 +265,15 @@ def _evaluate_late(
 
 
 def _choose(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> Restored:
-    """The best checkpoint by dev BLEU, or the last state where none was scored."""
-    best = checkpoints.best_step()
-    if best is None or best == int(state.step):
-        return Restored(int(state.step), state, {})
-    restored = checkpoints.restore(experiment.abstract_state(), step=best)
-    return restored or Restored(int(state.step), state, {})
+    """The best checkpoint by dev BLEU that can be read, or the last state where none was scored."""
+    while (best := checkpoints.best_step()) is not None and best != int(state.step):
+        try:
+            restored = checkpoints.restore(experiment.abstract_state(), step=best)
+        except NoUsableCheckpointError:  # it was damaged and is in the quarantine now: the next best one
+            continue
+        if restored is not None:
+            return restored
+    return Restored(int(state.step), state, {})
 
 
 def _sum_up(path: Path) -> dict[str, Any]:
@@ -272,67 +292,17 @@ def _sum_up(path: Path) -> dict[str, Any]:
     }
 
 
-def evaluate_test(
-    experiment: Experiment, chosen: Restored, test: ParallelText, folder: Folder, stop: StopSignal
-) -> dict[str, Any]:
-    """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder."""
-    config, references = experiment.config, _references(test)
-
-    def poll() -> None:
-        stop.check("during the evaluation on test")
-
-    say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
-    started = time.monotonic()
-    found = experiment.translator().translate_many(chosen.state.params, test.source, poll=poll)
-    seconds = time.monotonic() - started
-    folder.outputs.mkdir(parents=True, exist_ok=True)
-    replace_text(folder.outputs / "test.hypotheses.txt", "".join(item.text + "\n" for item in found))
-    replace_text(folder.outputs / "test.source.txt", "".join(line + "\n" for line in test.source))
-    replace_text(folder.outputs / "test.references.txt", "".join(line + "\n" for line in references))
-    nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
-    replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
-    scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=config.data.target))
-    scores |= {"step": chosen.step, "sentences": len(test), "beam_size": config.decode.beam_size}
-    scores |= {"seconds": round(seconds, 1), "samples": _show_samples(experiment, found, test, folder)}
-    return scores
-
-
-def _show_samples(
-    experiment: Experiment, found: list[Translation], test: ParallelText, folder: Folder
-) -> list[dict[str, str]]:
-    """A few translations spread over the test split, each with a picture of its attention."""
-    count = min(experiment.config.evaluate.samples, len(found))
-    samples = []
-    for place in range(count):
-        n = place * len(found) // count
-        item = found[n]
-        sample = {"source": test.source[n], "hypothesis": item.text, "reference": _references(test)[n]}
-        if item.attention is not None:
-            path = folder.outputs / f"attention_{n:05d}.png"
-            pieces = experiment.vocabs.target.pieces(item.candidates[0].tokens)
-            title = f"sentence {n + 1}: {item.text}"
-            save_attention_map(
-                path, item.attention, source_pieces=item.source_pieces, target_pieces=pieces, title=title
-            )
-            sample["attention"] = str(path.relative_to(folder.root))
-        samples.append(sample)
-    return samples
-
-
-def _references(text: ParallelText) -> list[str]:
-    if text.target is None:
-        raise UserError(f"{text.name}: has no target side to score against.")
-    return text.target
-
-
 def evaluate(config: ConfigDict, root: Path) -> dict[str, Any]:
     """Evaluates a trained run's best checkpoint on `config.data.test`."""
     folder = Folder(root)
+    config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, folder)
+    test = open_test(config)
     with StopSignal() as stop:
-        scores = evaluate_test(experiment, chosen, open_splits(config).test, folder, stop)
+        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
-    write_json(folder.root / "evaluation.json", results)
+    results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
+    write_json(folder.evaluation / "results.json", results)
     return results
 
 
@@ -343,10 +313,16 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
         UserError: nothing was trained here, or with another model.
     """
     saved = load_config(folder.config)
-    check_resume(config, saved, folder.config, free=(*RESUMABLE, "data.", "train."))
+    check_resume(config, saved, folder.config, free=(*RESUMABLE, "data.", "train.", "decode.", "evaluate."))
     experiment = build(config, obtain_vocabs(config, folder.vocab, None))
     with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=say) as checkpoints:
-        restored = checkpoints.restore(experiment.abstract_state(), step=checkpoints.best_step())
+        try:
+            restored = checkpoints.restore(experiment.abstract_state(), step=checkpoints.best_step())
+        except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
+            if checkpoints.best_step() is None:
+                raise
+            say(f"the best checkpoint cannot be used, taking the newest: {error}")
+            restored = checkpoints.restore(experiment.abstract_state())
     if restored is None:
         raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
     vocab = restored.meta.get("vocab_sha256")

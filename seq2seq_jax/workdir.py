@@ -47,6 +47,11 @@ class Folder:
         return self.root / "results.json"
 
     @property
+    def evaluation(self) -> Path:
+        """What `--mode=evaluate` leaves: results.json and outputs of its own."""
+        return self.root / "evaluation"
+
+    @property
     def outputs(self) -> Path:
         """Decoded outputs and pictures."""
         return self.root / "outputs"
@@ -86,6 +91,7 @@ def _move_aside(root: Path) -> None:
     """Moves the contents, not the folder: it may be a mount point, and the lock stays where it is."""
     old = root.with_name(f"{root.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
     old.mkdir()
-    for path in root.iterdir():
+    # Checkpoints first and the config last: a kill in between must not leave checkpoints without their config.
+    for path in sorted(root.iterdir(), key=lambda path: (path.name == "config.json", path.name != "checkpoints")):
         if path.name != LOCK:
             path.rename(old / path.name)

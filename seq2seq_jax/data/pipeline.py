@@ -207,7 +207,7 @@ def batches(
     if uneven is not None:
         raise UserError(
             f"{uneven.rows} rows of a batch do not divide among {process_count} hosts; "
-            f"set data.rows_multiple to a multiple of {process_count}."
+            f"set `rows_multiple` to a multiple of {process_count}."
         )
     source = _PlannedBatches(pairs, plan, start, stop, process_index, process_count)
     return BatchReader(source, threads=threads, prefetch=prefetch)

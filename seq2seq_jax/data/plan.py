@@ -240,13 +240,13 @@ def _check(
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, but is {value} instead.")
     if rows is not None and (rows < 1 or rows % rows_multiple):
-        raise UserError(f"data.rows must be a positive multiple of {rows_multiple} (devices), but is {rows}.")
+        raise UserError(f"`rows` must be a positive multiple of {rows_multiple} (devices), but is {rows}.")
 
 
 def _tell_nothing_left(long: int, short: int, max_source_len: int, max_target_len: int) -> str:
     return (
-        f"No example is left to plan: of {long + short}, {long} are longer than data.max_source_len = {max_source_len} "
-        f"or data.max_target_len = {max_target_len}, {short} are empty."
+        f"No example is left to plan: of {long + short}, {long} are longer than config.data.max_source_len = "
+        f"{max_source_len} or config.data.max_target_len = {max_target_len}, {short} are empty."
     )
 
 

@@ -153,9 +153,9 @@ def _count_rows(source_len: int, target_len: int, tokens: int | None, rows: int 
     count = tokens // (source_len + target_len) // multiple * multiple
     if count == 0:
         raise UserError(
-            f"data.tokens_per_batch = {tokens} is too small: {multiple} rows of the longest shape "
+            f"config.data.tokens_per_batch = {tokens} is too small: {multiple} rows of the longest shape "
             f"({source_len} source + {target_len} target tokens) need {multiple * (source_len + target_len)}; "
-            "raise it, or lower data.max_source_len and data.max_target_len."
+            "raise it, or lower config.data.max_source_len and config.data.max_target_len."
         )
     return count
 

@@ -254,9 +254,9 @@ def train_vocab(
     Raises:
         UserError: a choice is not offered, there is no text, or `size` is too small for it.
     """
-    _check_choice("data.vocab.kind", kind, KINDS)
-    _check_choice("data.vocab.model", model, MODELS)
-    _check_choice("data.vocab.normalization", normalization, NORMALIZATIONS)
+    _check_choice("config.vocab.kind", kind, KINDS)
+    _check_choice("config.vocab.model", model, MODELS)
+    _check_choice("config.vocab.normalization", normalization, NORMALIZATIONS)
     if kind == "byte":
         return Vocab("byte", b"", normalization)
     step = -(-len(lines) // max_lines) or 1
@@ -264,7 +264,7 @@ def train_vocab(
     if not any(line.strip() for line in clean):
         raise UserError("data: cannot build a vocabulary, because every line of the training text is blank.")
     if size <= len(SPECIALS):
-        raise UserError(f"data.vocab.size must be more than {len(SPECIALS)} (the special ids), but is {size}.")
+        raise UserError(f"config.vocab.size must be more than {len(SPECIALS)} (the special ids), but is {size}.")
     if kind == "sentencepiece":
         proto = _train_sentencepiece(clean, size, model, character_coverage, normalization, byte_fallback, seed)
         return Vocab("sentencepiece", proto, normalization, model)
@@ -336,8 +336,8 @@ def _train_sentencepiece(
         )
     except RuntimeError as error:
         _, _, reason = str(error).rpartition("] ")
-        cure = "raise data.vocab.size, or lower data.vocab.character_coverage, or set data.vocab.byte_fallback"
-        raise UserError(f"data.vocab.size = {size} does not work: {reason or error} Cure: {cure}.") from error
+        cure = "raise config.vocab.size, or lower config.vocab.character_coverage, or set config.vocab.byte_fallback"
+        raise UserError(f"config.vocab.size = {size} does not work: {reason or error} Cure: {cure}.") from error
     return writer.getvalue()
 
 

@@ -157,11 +157,9 @@ class Translator:
             **common,
         )
 
-    def translate(self, params: PyTree, lines: Sequence[str]) -> list[Translation]:
-        """Translates sentences, in their order."""
-        return self.translate_many(params, lines, poll=lambda: None)
-
-    def translate_many(self, params: PyTree, lines: Sequence[str], *, poll: Callable[[], None]) -> list[Translation]:
+    def translate(
+        self, params: PyTree, lines: Sequence[str], *, poll: Callable[[], None] = lambda: None
+    ) -> list[Translation]:
         """Translates sentences, in their order; `poll` is called before each batch and may raise to stop."""
         eos = self.vocabs.source.eos_id
         encoded = self.vocabs.source.encode_many(list(lines))
@@ -205,9 +203,8 @@ class Translator:
             if length > 0:
                 tokens = found.tokens[row, n, :length].tolist()
                 score, log_prob = float(found.scores[row, n]), float(found.log_probs[row, n])
-                candidates.append(
-                    Candidate(vocab.decode(tokens), tokens, score, log_prob, bool(found.finished[row, n]))
-                )
+                text = " ".join(vocab.decode(tokens).splitlines())  # bytes can spell a line end: one line stays one
+                candidates.append(Candidate(text, tokens, score, log_prob, bool(found.finished[row, n])))
         attention = None
         if found.attention is not None and candidates:
             attention = np.asarray(found.attention[row, 0, : len(candidates[0].tokens), : len(source)])

@@ -163,7 +163,7 @@ class _Follower:
                 raise DivergedError(
                     f"step {step}: {skipped} steps in a row were not finite (config.train.max_skipped); the last batch "
                     f"held the examples {ids[:20]}{' ...' if len(ids) > 20 else ''} (all in metrics.jsonl). "
-                    "Lower config.train.learning_rate or look at these examples."
+                    "Look at these examples, or start anew (--fresh) with a lower config.train.learning_rate."
                 )
         self.window.add(values, slots)
 

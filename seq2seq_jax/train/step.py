@@ -36,8 +36,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
-    The gradient is that of the batch's mean. A step whose loss, gradient or update is not finite
-    changes nothing but the counters (`skipped`, and `step`: its batch is consumed).
+    The gradient is that of the batch's mean. A step whose loss or gradient norm is not finite
+    changes nothing but the counters (`skipped`, and `step`: its batch is consumed); one whose update
+    is not finite leaves the parameters alone (its gradient, which was finite, enters the moments).
 
     The sums get `grad_norm` (before clipping), `finite` (1 or 0) and `skipped` (in a row).
     """
@@ -48,13 +49,18 @@ def make_train_step(
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(objective) & jnp.isfinite(norm)
 
-        def advance() -> tuple[PyTree, PyTree]:
+        def advance() -> tuple[PyTree, PyTree, Array]:
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state
+            finite = jnp.isfinite(optax.tree.norm(updates))  # a finite gradient can still meet an absurd rate
+            updates = jax.tree.map(lambda u: jnp.where(finite, u, 0.0), updates)
+            return optax.apply_updates(state.params, updates), opt_state, finite
 
-        params, opt_state = jax.lax.cond(finite, advance, lambda: (state.params, state.opt_state))
+        params, opt_state, finite = jax.lax.cond(
+            jnp.isfinite(objective) & jnp.isfinite(norm),
+            advance,
+            lambda: (state.params, state.opt_state, jnp.bool_(False)),
+        )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         state = TrainState(
             step=state.step + 1,

@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from seq2seq_jax import config as config_module
-from seq2seq_jax.config import check_config, check_resume, default_config, flatten, load_config, save_config
+from seq2seq_jax.config import check_config, check_resume, default_config, flatten, load_config
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import count_parameters, make_model, make_training
+from seq2seq_jax.train.writers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = [("gnmt", ""), ("gnmt", "multi30k"), ("gnmt", "paper"), ("lstm", "")]
@@ -58,7 +59,7 @@ def test_the_paper_says_what_the_paper_says():
 
 def test_saved_config_reads_back_equal(tmp_path):
     config = load("gnmt").get_config("multi30k")
-    save_config(config, tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config.to_dict())
     assert load_config(tmp_path / "config.json").to_dict() == config.to_dict()
     (tmp_path / "config.json").write_text("{torn")
     with pytest.raises(UserError, match="not a saved config"):

@@ -19,7 +19,13 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 ANYTHING = {"*"}  # but what stands above: main, modes and describe compose, experiment is composed
-ABOVE = {"main": set(), "modes": {"main"}, "describe": {"main"}, "experiment": {"main", "modes", "describe"}}
+ABOVE = {
+    "main": set(),
+    "modes": {"main"},
+    "describe": {"main"},
+    "scoring": {"main", "modes"},
+    "experiment": {"main", "modes", "describe", "scoring"},
+}
 FOR_EVERYONE = {"interfaces", "errors"}
 # Which parts of the package a folder or file may import, besides itself and what is for everyone.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -29,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiment": ANYTHING,
     "modes": ANYTHING,
     "describe": ANYTHING,
+    "scoring": ANYTHING,
     "workdir": set(),
     "saved_config": {"config"},
     "config": set(),

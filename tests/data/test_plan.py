@@ -210,7 +210,7 @@ def test_what_is_left_out_is_counted_and_named():
     ("options", "error", "said"),
     [
         ({"tokens_per_batch": 100}, UserError, r"data\.tokens_per_batch = 100 is too small: 8 rows .* need 152"),
-        ({"rows": 8, "max_source_len": 4}, UserError, r"2 are longer than data\.max_source_len = 4"),
+        ({"rows": 8, "max_source_len": 4}, UserError, r"2 are longer than config\.data\.max_source_len = 4"),
         ({"rows": 12}, UserError, "multiple of 8"),
         ({}, ValueError, "Exactly one"),
         ({"rows": 8, "tokens_per_batch": 99}, ValueError, "Exactly one"),

@@ -163,7 +163,7 @@ def test_wrong_kind_inside_a_page_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "options", "said"),
     [
-        (["abcdefghijklm"] * 3, {"size": 6}, r"data\.vocab\.size = 6"),
+        (["abcdefghijklm"] * 3, {"size": 6}, r"config\.vocab\.size = 6"),
         (LINES, {"size": 4, "kind": "word"}, "must be more than 4"),
         (["", "  ", "\0"], {}, "blank"),
         (LINES, {"kind": "runes"}, "sentencepiece, word, char, byte"),

@@ -30,6 +30,9 @@ ARGS = (
     "--config.train.save_every=8",
     "--config.train.evaluate_every=80",
     "--config.train.log_every=20",
+    "--config.train.warmup_steps=10",
+    "--config.train.decay_steps=240",
+    "--config.train.learning_rate=0.02",
     "--config.parallel.data=1",
 )
 
@@ -73,7 +76,10 @@ def test_a_run_killed_twenty_times_equals_one_left_alone(tmp_path):
     assert saving >= 2, "no kill fell into a save"
     assert reached == sorted(reached), "a checkpoint was lost"
     assert resumed["parameters_sha256"] == undisturbed["parameters_sha256"]
-    assert resumed["test"]["bleu"] == undisturbed["test"]["bleu"]
+    assert resumed["test"]["step"] == undisturbed["test"]["step"]  # the same step was found to be the best
+    outputs = [(tmp_path / n / "outputs" / "test.nbest.txt").read_bytes() for n in ("undisturbed", "disturbed")]
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 1000
+    assert dev_scores(tmp_path / "undisturbed") == dev_scores(root)
     assert not list((root / "checkpoints").glob("*orbax-checkpoint-tmp*"))
     assert not (root / "checkpoints" / "quarantine").exists()
     assert logged_steps(tmp_path / "undisturbed") == logged_steps(tmp_path / "disturbed")
@@ -82,6 +88,12 @@ def test_a_run_killed_twenty_times_equals_one_left_alone(tmp_path):
 def logged_steps(root):
     records = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
     return [record["step"] for record in records if "loss" in record]
+
+
+def dev_scores(root):
+    """The evaluations that count: the last one of each step."""
+    records = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: (r["dev_loss"], r["dev_bleu"]) for r in records if r.get("event") == "dev"}
 
 
 def wait_for_save(process, root, *, seconds):

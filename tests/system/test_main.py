@@ -28,6 +28,8 @@ TINY = (
     "--config.evaluate.dev_sentences=8",
     "--config.evaluate.samples=2",
     "--config.train.log_every=5",
+    "--config.train.warmup_steps=2",
+    "--config.train.decay_steps=15",
     "--config.parallel.data=1",
 )
 

@@ -27,7 +27,7 @@ CONSTANT = [(0, 0.75), (1, 1.5), (2, 2.25), (3, 3.0), (4, 3.0), (10_000, 3.0)]
     [
         ("gnmt", {"learning_rate": 0.5, "decay_start": 1_200_000, "decay_every": 200_000, "decay_times": 4}, GNMT),
         ("inverse_sqrt", {"learning_rate": 1.0, "warmup_steps": 4000}, INVERSE_SQRT),
-        ("cosine", {"learning_rate": 2.0, "warmup_steps": 10, "total_steps": 110}, COSINE),
+        ("cosine", {"learning_rate": 2.0, "warmup_steps": 10, "decay_steps": 110}, COSINE),
         ("constant", {"learning_rate": 3.0, "warmup_steps": 4}, CONSTANT),
         ("constant", {"learning_rate": 0.1}, [(0, 0.1), (7, 0.1)]),
     ],
@@ -49,7 +49,7 @@ def test_gnmt_warms_up_first():
     ("name", "options", "named"),
     [
         ("linear", {}, "linear"),
-        ("cosine", {"warmup_steps": 10, "total_steps": 10}, "warmup_steps=10"),
+        ("cosine", {"warmup_steps": 10, "decay_steps": 10}, "warmup_steps=10"),
         ("gnmt", {"decay_start": 5}, "decay_every"),
     ],
 )

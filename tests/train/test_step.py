@@ -247,3 +247,12 @@ def test_the_benchmark_s_peer_is_the_same_computation(monkeypatch, capsys):
     sizes = "--features 6 --layers 3 --vocab 17 --rows 3 --source 5 --target 4 --check".split()
     assert gnmt_step.run_check(gnmt_step.parse_arguments(sizes))
     assert "parameters: ours" in capsys.readouterr().out
+
+
+def test_an_update_that_is_not_finite_leaves_the_parameters_alone() -> None:
+    params = {"w": jnp.ones(3)}
+    optimizer = optax.sgd(1e38)  # times a gradient of 100: more than float32 holds
+    step = jax.jit(make_train_step(lambda p, batch, key: (100.0 * p["w"].sum(), {"weight": 1.0}), optimizer, seed=0))
+    state, sums = step(init_state(params, optimizer), None)
+    np.testing.assert_array_equal(state.params["w"], params["w"])
+    assert float(sums["finite"]) == 0.0 and int(state.skipped) == 1 and int(state.step) == 1

@@ -1,0 +1,82 @@
+"""A test split translated and scored, with outputs and pictures of the attention left in a folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluate.attention_maps import save_attention_map
+from seq2seq_jax.evaluate.text import corpus_scores
+from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.serve.translate import moses_nbest
+from seq2seq_jax.tasks.translation import Translation
+from seq2seq_jax.train.checkpoints import Restored
+from seq2seq_jax.train.signals import StopSignal
+from seq2seq_jax.train.writers import replace_text
+from seq2seq_jax.workdir import Folder
+
+
+def say(text: str) -> None:
+    """Tells people something: on standard error, because standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def evaluate_test(
+    experiment: Experiment, chosen: Restored, test: ParallelText, folder: Folder, stop: StopSignal
+) -> dict[str, Any]:
+    """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder."""
+    config, references = experiment.config, get_references(test)
+
+    def poll() -> None:
+        stop.check("during the evaluation on test")
+
+    say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
+    started = time.monotonic()
+    found = experiment.translator().translate(chosen.state.params, test.source, poll=poll)
+    seconds = time.monotonic() - started
+    folder.outputs.mkdir(parents=True, exist_ok=True)
+    replace_text(folder.outputs / "test.hypotheses.txt", "".join(item.text + "\n" for item in found))
+    replace_text(folder.outputs / "test.source.txt", "".join(line + "\n" for line in test.source))
+    replace_text(folder.outputs / "test.references.txt", "".join(line + "\n" for line in references))
+    nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
+    replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
+    scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=config.data.target))
+    scores |= {"step": chosen.step, "sentences": len(test), "beam_size": config.decode.beam_size}
+    scores |= {"seconds": round(seconds, 1), "samples": _show_samples(experiment, found, test, folder)}
+    return scores
+
+
+def _show_samples(
+    experiment: Experiment, found: list[Translation], test: ParallelText, folder: Folder
+) -> list[dict[str, str]]:
+    """A few translations spread over the test split, each with a picture of its attention."""
+    count = min(experiment.config.evaluate.samples, len(found))
+    samples = []
+    for place in range(count):
+        n = place * len(found) // count
+        item = found[n]
+        sample = {"source": test.source[n], "hypothesis": item.text, "reference": get_references(test)[n]}
+        if item.attention is not None:
+            path = folder.outputs / f"attention_{n:05d}.png"
+            pieces = experiment.vocabs.target.pieces(item.candidates[0].tokens)
+            title = f"sentence {n + 1}: {item.text}"
+            save_attention_map(
+                path, item.attention, source_pieces=item.source_pieces, target_pieces=pieces, title=title
+            )
+            sample["attention"] = str(path.relative_to(folder.root))
+        samples.append(sample)
+    return samples
+
+
+def get_references(text: ParallelText) -> list[str]:
+    """The target side.
+
+    Raises:
+        UserError: there is none.
+    """
+    if text.target is None:
+        raise UserError(f"{text.name}: has no target side to score against.")
+    return text.target
