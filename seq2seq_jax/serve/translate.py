@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TextIO, TypeVar
 
 T = TypeVar("T")
 
 PAUSE = 0.02
-"""Seconds without a further line after which a group is translated as it is."""
+"""Seconds that the first line of a group waits for others, at most."""
 
 _END = None
 
@@ -48,12 +49,13 @@ def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
     while True:
         item = arrived.get()
         group: list[str] = []
+        end = time.monotonic() + PAUSE
         while isinstance(item, str):
             group.append(item)
             if len(group) == most:
                 break
             try:
-                item = arrived.get(timeout=PAUSE)
+                item = arrived.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
                 item = ""
                 break

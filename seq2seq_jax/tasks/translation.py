@@ -44,12 +44,12 @@ def make_loss(
         memory = run("encode", keys[0], batch.source, batch.source_mask)
         hidden = run("decode", keys[1], batch.target_in, memory).hidden
         kernel, bias = model.apply(variables, method="softmax_weights")
-        weights = batch.target_mask.astype(jnp.float32).reshape(-1)
+        weights = batch.target_mask.astype(jnp.float32)
         sums = cross_entropy(
-            hidden.reshape(-1, hidden.shape[-1]),
+            hidden,
             kernel,
             bias,
-            batch.target_out.reshape(-1),
+            batch.target_out,
             weights,
             label_smoothing=label_smoothing,
             chunk=chunk,
@@ -141,7 +141,8 @@ class Translator:
         step = seq2seq_step(self.model, params, memory)
         tokens = jnp.zeros(source.shape[:1], jnp.int32)
         attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
-        lengths = (search.length_factor * source_mask.sum(axis=-1)).astype(jnp.int32) + search.length_extra
+        table = jnp.array([search.longest(length) for length in range(source.shape[1] + 1)], jnp.int32)
+        lengths = table[source_mask.sum(axis=-1)]  # by the table: the same rounding as `max_len`
         ids = {"bos_id": vocab.bos_id, "eos_id": vocab.eos_id, "pad_id": vocab.pad_id}
         common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, **ids}
         common["return_attention"] = attends

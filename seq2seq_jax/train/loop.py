@@ -116,7 +116,7 @@ class Window:
             "nll": total.get("nll", 0.0) / weight,
             "accuracy": total.get("correct", 0.0) / weight,
             "learning_rate": float(run.learning_rate(step - 1)),
-            "gradient_norm": total.get("grad_norm", 0.0) / max(self.steps, 1),
+            "gradient_norm": total.get("grad_norm", 0.0) / max(total.get("finite", float(self.steps)), 1.0),
             "source_tokens_per_second": total.get("source_tokens", 0.0) / seconds,
             "target_tokens_per_second": total.get("target_tokens", 0.0) / seconds,
             "pad_share": 1.0 - tokens / max(self.slots, 1),
@@ -158,7 +158,7 @@ class _Follower:
             self._metrics.write({"step": step, "event": "skipped", "in_a_row": skipped, "example_ids": ids})
             self._tell(f"step {step}: loss or gradient not finite, update left out ({skipped} in a row)")
             values = {name: (value if np.isfinite(value) else 0.0) for name, value in values.items()}
-            values |= {"loss": 0.0, "nll": 0.0, "correct": 0.0, "weight": 0.0}
+            values |= {"loss": 0.0, "nll": 0.0, "correct": 0.0, "weight": 0.0, "grad_norm": 0.0}
             if skipped >= self._run.max_skipped:
                 raise DivergedError(
                     f"step {step}: {skipped} steps in a row were not finite (config.train.max_skipped); the last batch "
@@ -224,8 +224,8 @@ def _keep(
     evaluating = done % run.evaluate_every == 0 or done == run.steps
     if not (evaluating or done % run.save_every == 0 or stop.requested):
         return
-    started = time.monotonic()
     follower.drain()  # what is saved has been seen to be finite
+    started = time.monotonic()
     scores = None
     if evaluating and not stop.requested:
         scores = evaluate_and_log(run, state, done, metrics, progress, stop)

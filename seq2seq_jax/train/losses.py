@@ -26,39 +26,43 @@ class CrossEntropy:
 
 
 def cross_entropy(
-    hidden: Float[Array, "N D"],
+    hidden: Float[Array, "*B T D"],
     kernel: Float[Array, "V D"],
     bias: Float[Array, " V"],
-    targets: Int[Array, " N"],
-    weights: Float[Array, " N"],
+    targets: Int[Array, "*B T"],
+    weights: Float[Array, "*B T"],
     *,
     label_smoothing: float = 0.0,
     chunk: int = 512,
 ) -> CrossEntropy:
-    """Sums of the cross-entropy of N tokens, `chunk` of them at a time.
+    """Sums of the cross-entropy of a batch, a few time steps of all its rows at a time.
 
     When differentiated, the gradients are made in the same pass as the loss: the logits of a chunk
-    are used for both and forgotten, and no product is made twice.
+    are used for both and forgotten, and no product is made twice. Rows are never cut apart, so that
+    devices which share them each work on their own.
 
     Args:
-        hidden: `[N, D]`; its dtype is the one that products are made in; logits are float32.
+        hidden: `[B, T, D]` (or `[T, D]`); its dtype is the one that products are made in; logits are float32.
         kernel: `[V, D]` float32.
         bias: `[V]` float32.
-        targets: `[N]` int32.
-        weights: `[N]` float32, 0 for padding.
+        targets: `[B, T]` int32.
+        weights: `[B, T]` float32, 0 for padding.
         label_smoothing: e in [0, 1).
-        chunk: tokens at a time; bounds the memory to chunk x V floats.
+        chunk: tokens at a time, about; bounds the memory to chunk x V floats.
     """
-    tokens = hidden.shape[0]
-    count = -(-tokens // chunk)
-    fill = -tokens % count
+    length, width = hidden.shape[-2:]
+    hidden = hidden.reshape(-1, length, width)
+    rows = hidden.shape[0]
+    count = -(-length // max(1, chunk // rows))  # chunks
+    steps = -(-length // count)  # time steps in each
 
     def cut(x: Array) -> Array:
-        # Every count-th token, not a run of them: the leading axis is the one that devices share, and it stays whole.
-        padded = jnp.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1))
-        return padded.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+        padded = jnp.pad(x, ((0, 0), (0, count * steps - length)) + ((0, 0),) * (x.ndim - 2))
+        parts = padded.reshape(rows, count, steps, *x.shape[2:]).swapaxes(0, 1)
+        return parts.reshape(count, rows * steps, *x.shape[2:])
 
-    loss, nll, correct = _chunked(label_smoothing, cut(hidden), kernel, bias, cut(targets), cut(weights))
+    cuts = cut(hidden), cut(targets.reshape(rows, length)), cut(weights.reshape(rows, length))
+    loss, nll, correct = _chunked(label_smoothing, cuts[0], kernel, bias, *cuts[1:])
     return CrossEntropy(loss=loss, nll=nll, correct=correct)
 
 

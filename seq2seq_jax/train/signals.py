@@ -40,6 +40,7 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.number is not None and number == signal.SIGINT:
+        if self.number is None:
+            self.number = number
+        elif self.number == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
