@@ -241,9 +241,11 @@ def _find_root(given: flags.FlagValues, argv: Sequence[str]) -> Path:
 
 
 def _set_up_jax() -> None:
-    """The persistent compilation cache: a second start does not compile again."""
+    """The persistent compilation cache, so that a second start does not compile again; and quiet libraries."""
     import jax
+    from absl import logging
 
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of its own defaults at every start
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "seq2seq_jax" / "compiled"))
