@@ -252,6 +252,8 @@ def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformatio
         )
     except ValueError as error:
         raise UserError(f"config: {error}") from error
+    if keys.optimizer == "adam_then_sgd":  # the schedule is that of the second part: tell the rate of the first, too
+        return mesh, optimizer, lambda n: jnp.where(n < keys.adam_steps, keys.adam_learning_rate, schedule(n))
     return mesh, optimizer, schedule
 
 

@@ -84,6 +84,8 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, but is {name!r} instead.")
+    if name == "adam_then_sgd" and not adam_learning_rate > 0:
+        raise ValueError(f"`adam_learning_rate` must be more than 0 for {name!r}, but is {adam_learning_rate} instead.")
     if name == "adam":
         chosen = optax.adam(schedule, b1=b1, b2=b2, eps=eps)
     elif name == "adamw":
