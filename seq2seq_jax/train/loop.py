@@ -197,6 +197,7 @@ def fit(
             window.aside += run.step.seconds - compiled
             follower.push(done, sums, batch)
             checkpoints.poll()
+            progress.move(done)
             if done % run.log_every == 0 or done == run.steps:
                 follower.drain()
                 record = window.record(run, done)

@@ -229,6 +229,11 @@ class Progress:
         share = 100 * step / max(self.total_steps, 1)
         print(f"step {step}/{self.total_steps} ({share:.1f}%)  eta {left}  {numbers}", file=self._stream, flush=True)
 
+    def move(self, step: int) -> None:
+        """Moves the bar to `step`; where there is none, `log` tells."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step)
+
     def message(self, text: str) -> None:
         """Prints a line of text above the bar."""
         if self._bar is not None:
