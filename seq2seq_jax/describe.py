@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.experiment import count_bytes, count_parameters, make_model, make_training
-from seq2seq_jax.train.step import init_state
+from seq2seq_jax.experiment import count_bytes, count_parameters, make_model, make_state, make_training
 
 
 def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
@@ -27,13 +25,8 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         sizes, origin = (config.vocab.size, config.vocab.size), "config.vocab.size (the corpus may give fewer)"
     module, model_config = make_model(config, *sizes)
     mesh, optimizer, _ = make_training(config)
-    tokens = jnp.ones((1, 2), jnp.int32)
-
-    def init(key: jax.Array) -> Any:
-        params = nn.meta.unbox(module(model_config).init(key, tokens, jnp.ones((1, 2), bool), tokens))["params"]
-        return init_state(params, optimizer)
-
-    state = jax.eval_shape(init, jax.random.key(0))
+    model = module(model_config)
+    state = nn.meta.unbox(jax.eval_shape(lambda key: make_state(model, optimizer, key), jax.random.key(0)))
     modules = {name: count_parameters(tree) for name, tree in sorted(state.params.items())}
     data, keys = config.data, config.train
     return {

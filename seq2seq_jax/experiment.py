@@ -82,9 +82,7 @@ class Experiment:
         )
 
     def _init(self, key: Array) -> TrainState:
-        tokens = jnp.ones((1, 2), jnp.int32)
-        params = self.model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
-        return init_state(params, self.optimizer)
+        return make_state(self.model, self.optimizer, key)
 
     def train_step(self) -> Any:
         """The jitted train step; the state is donated."""
@@ -132,6 +130,13 @@ class Experiment:
         kind = self.mesh.devices.flat[0].device_kind
         peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
         return peak * self.mesh.size if peak else None
+
+
+def make_state(model: nn.Module, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """The state before the first step; its parameters are boxed with their logical axes."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    params = model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
+    return init_state(params, optimizer)
 
 
 def open_splits(config: ConfigDict) -> Splits:

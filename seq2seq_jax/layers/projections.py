@@ -57,6 +57,12 @@ class Softmax(nn.Module):
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (self.vocab_size,)
         )
 
+    def __call__(self, hidden: Array, shared: Array | None = None) -> Array:
+        """Hidden states `[..., D]` to logits `[..., V]` float32; products in the dtype of `hidden`."""
+        kernel, bias = self.weights(shared)
+        kernel = kernel.astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32) + bias
+
     def weights(self, shared: Array | None = None) -> tuple[Array, Array]:
         """Kernel `[V, D]` and bias `[V]`, float32."""
         return (self.kernel if shared is None else shared), self.bias

@@ -227,16 +227,18 @@ class GNMT(nn.Module):
         new = GNMTCache(c=jnp.stack([c for c, _ in states], 1), h=jnp.stack([h for _, h in states], 1))
         return StepOutput(hidden=x, attention=weights, cache=new)
 
+    @property
+    def _shared(self) -> Array | None:
+        """The table that is the softmax's kernel too, where one is."""
+        return None if self.config.share_embeddings == "none" else self.target_embedding.table
+
     def softmax_weights(self) -> tuple[Array, Array]:
         """Kernel `[V, D]` and bias `[V]` of the output projection, float32."""
-        shared = None if self.config.share_embeddings == "none" else self.target_embedding.table
-        return self.softmax.weights(shared)
+        return self.softmax.weights(self._shared)
 
     def project(self, hidden: Array) -> Array:
         """Hidden states `[..., D]` to logits `[..., V]` float32."""
-        kernel, bias = self.softmax_weights()
-        kernel = kernel.astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32) + bias
+        return self.softmax(hidden, self._shared)
 
     def __call__(self, source: Array, source_mask: Array, target_in: Array, *, train: bool = False) -> Array:
         """Everything at once, logits `[B, T, V]`: makes the parameters, and serves small studies."""

@@ -121,10 +121,7 @@ class LSTMSeq2Seq(nn.Module):
 
     def project(self, hidden: Array) -> Array:
         """Hidden states `[..., D]` to logits `[..., V]` float32."""
-        kernel, bias = self.softmax_weights()
-        return (
-            jnp.einsum("...d,vd->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32) + bias
-        )
+        return self.softmax(hidden)
 
     def __call__(self, source: Array, source_mask: Array, target_in: Array, *, train: bool = False) -> Array:
         """Everything at once, logits `[B, T, V]`: makes the parameters, and serves small studies."""
