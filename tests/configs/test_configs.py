@@ -8,9 +8,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from seq2seq_jax import config as config_module
-from seq2seq_jax.config import check_config, check_resume, default_config, flatten, load_config
+from seq2seq_jax.config import (
+    check_config,
+    check_resume,
+    default_config,
+    flatten,
+    hash_config,
+    load_config,
+    with_absolute_prefixes,
+)
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import count_parameters, make_model, make_training
+from seq2seq_jax.experiment import count_parameters, make_model, make_training, open_splits, open_test
 from seq2seq_jax.train.writers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,3 +110,29 @@ def test_types_are_held():
     config = ConfigDict(values)
     with pytest.raises(UserError, match=r"config\.train\.steps must be of type int"):
         check_config(config)
+
+
+def test_own_text_needs_one_prefix_and_holds_out_the_rest(tmp_path):
+    lines = [f"sentence number {n}\n" for n in range(400)]
+    (tmp_path / "text.en").write_text("".join(lines))
+    (tmp_path / "text.de").write_text("".join(lines))
+    config = load("gnmt").get_config("multi30k")
+    config.data.train = str(tmp_path / "text")
+    splits = open_splits(config)
+    sides = [set(split.source) for split in (splits.train, splits.dev, splits.test)]
+    assert [len(side) for side in sides] == [360, 20, 20] and len(set.union(*sides)) == 400
+    assert open_test(config).digest == splits.test.digest
+    config.data.test = str(tmp_path / "text")
+    assert len(open_test(config)) == 400
+
+
+def test_prefixes_become_absolute_and_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = default_config()
+    config.data.dev = "some/dev"
+    absolute = with_absolute_prefixes(config)
+    assert absolute.data.dev == str(tmp_path / "some" / "dev")
+    assert absolute.data.train == "phrasebook" and absolute.data.test == "auto"
+    assert hash_config(config) != hash_config(absolute)
+    absolute.train.steps += 1
+    assert hash_config(absolute) == hash_config(with_absolute_prefixes(config))
