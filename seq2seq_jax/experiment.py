@@ -189,7 +189,7 @@ def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None, *
     found = (folder / "vocabs.json").exists()
     if found and (keep or (note.exists() and json.loads(note.read_text()) == recipe)):
         return Vocabs.load(folder)
-    if text is None or text.target is None or keep and found:
+    if text is None or text.target is None:
         raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
     note.unlink(missing_ok=True)
     keys = config.vocab
@@ -231,6 +231,11 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
 
 
 def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformation, optax.Schedule]:
+    """The mesh, the optimiser, and the learning rate of every step as it is logged.
+
+    Raises:
+        UserError: values of the config contradict each other, or there are not the devices it asks for.
+    """
     keys = config.train
     try:
         mesh = make_mesh(**config.parallel, rows_multiple=ROWS_MULTIPLE)

@@ -111,8 +111,9 @@ def _run(argv: list[str]) -> int:
         return _train(config, root, fresh=given.fresh)
     if given.mode == "evaluate":
         from seq2seq_jax import modes
+        from seq2seq_jax.workdir import Folder
 
-        return _report(modes.evaluate(config, root), root, as_json=given.json)
+        return _report(modes.evaluate(config, root), Folder(root).evaluation, as_json=given.json)
     return _translate(config, root, source=given.input, target=given.output, nbest=given.nbest)
 
 

@@ -69,8 +69,7 @@ def train(config: ConfigDict, root: Path) -> dict[str, Any]:
         metrics.truncate_after(first)
         _tell_start(experiment, state, first, time.monotonic() - started)
         with Progress(config.train.steps, start=first) as progress:
-            before = meta["seconds"] if meta else 0.0
-            clock = Clock(before, started)
+            clock = Clock(meta["seconds"] if meta else 0.0, started)
             run = _make_run(experiment, corpus, splits, stop, progress, clock)
             if meta and not meta["evaluated"] and _is_evaluated(config, first):
                 _evaluate_late(run, state, meta, checkpoints, metrics, progress, stop)
@@ -342,11 +341,8 @@ def translate(config: ConfigDict, root: Path, lines: Iterator[str], output: Text
     experiment, chosen = load_run(config, folder)
     translator = experiment.translator(beam_size=max(nbest, config.decode.beam_size))
     params: PyTree = chosen.state.params
-    seen = 0
 
     def render(number: int, item: Translation) -> str:
-        nonlocal seen
-        seen += 1
         if item.cut:
             say(f"line {number + 1}: longer than config.decode.max_source_len tokens, the rest was cut off")
         return moses_nbest(number, item.candidates[:nbest]) if nbest else item.text + "\n"

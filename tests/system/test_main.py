@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +119,12 @@ def test_evaluate_prints_one_json_object(trained, capsys):
     out = json.loads(capsys.readouterr().out)
     trained_scores = json.loads((trained / "results.json").read_text())["test"]
     assert out["test"]["bleu"] == trained_scores["bleu"] and out["test"]["chrf"] == trained_scores["chrf"]
+
+
+def test_evaluate_names_pictures_that_are_there(trained, capsys):
+    assert call(f"--workdir={trained}", "--mode=evaluate") == 0
+    named = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  attention")]
+    assert len(named) == 2 and all(Path(name).is_file() and "evaluation" in name for name in named)
 
 
 def translate(trained, monkeypatch, capsys, text, *args):
