@@ -82,10 +82,12 @@ def load_weights(model: TorchGNMT, params: Mapping[str, Any]) -> None:
         put(f"{side}_embedding.weight", params[f"{side}_embedding"]["table"])
     put_lstm("encoder_bottom", params["encoder_bottom_forward"])
     put_lstm("encoder_bottom", params["encoder_bottom_backward"], "_reverse")
-    for name in params:
-        side, _, number = name.partition("_")
-        if side in ("encoder", "decoder") and number.isdigit():
-            put_lstm(f"{side}.{number}", params[name])
+    for side, alone in (("encoder", "encoder_second"), ("decoder", "decoder_bottom")):
+        if alone in params:
+            put_lstm(f"{side}.0", params[alone])
+        stack = params.get(f"{side}_stack", {"bias": ()})
+        for n in range(len(stack["bias"])):
+            put_lstm(f"{side}.{n + 1}", {name: leaf[n] for name, leaf in stack.items()})
     attention = params["attention"]
     put("query.weight", attention["query_kernel"].T)
     put("key.weight", attention["key_kernel"].T)
@@ -119,8 +121,15 @@ def read_gradients(model: TorchGNMT) -> dict[str, Any]:
         },
         "softmax": {"kernel": grads["classifier.weight"], "bias": grads["classifier.bias"]},
     }
-    tree |= {f"encoder_{n}": lstm(f"encoder.{n}") for n in range(len(model.encoder))}
-    return tree | {f"decoder_{n}": lstm(f"decoder.{n}") for n in range(len(model.decoder))}
+    for side, alone, layers in (
+        ("encoder", "encoder_second", model.encoder),
+        ("decoder", "decoder_bottom", model.decoder),
+    ):
+        each = [lstm(f"{side}.{n}") for n in range(len(layers))]
+        tree |= {alone: each[0]} if each else {}
+        if len(each) > 1:
+            tree[f"{side}_stack"] = {name: np.stack([layer[name] for layer in each[1:]]) for name in each[0]}
+    return tree
 
 
 def count_parameters(model: TorchGNMT) -> int:

@@ -62,6 +62,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
         "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
         "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
+        "rows_multiple": 8,  # rows of every batch are multiples of it; the number of devices must divide it
         "max_shapes": 6,  # most shapes of a batch, and so most compilations of the step
         "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
         "max_target_len": 80,
@@ -116,8 +117,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "dev_sentences": 500,  # the first ones of dev that are translated; 0 is all
         "samples": 5,  # translations shown at the end, each with a picture of its attention
     },
-    "parallel": {
-        "data": -1,  # devices that share a batch; -1 is all there are
+    "parallel": {  # sizes of the mesh; one of them may be -1, what is left of the devices
+        "data": -1,  # devices that share a batch, each with all parameters
+        "fsdp": 1,  # devices that share a batch and split parameters and optimizer state at rest
+        "stage": 1,  # devices that the layers are spread over
+        "tensor": 1,  # devices that split the vocabulary besides
+        "strategy": "auto",  # rule table: "data_parallel", "fsdp", "balanced", "exact"; "auto" follows from the sizes
+        "step": "auto",  # "shard_map" sends what it says, "jit" leaves that to the compiler; "auto": jit on one device
+        "layers": "auto",  # how a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order
+        "chunks": 0,  # pieces that a wavefront cuts sequences into; 0 is four for every stage
     },
 }
 """Every key but those of the model; `default_config` puts both together."""
@@ -215,10 +223,14 @@ _CHOICES = {
     "model.share_embeddings": ("none", "target", "all"),
     "model.dtype": ("float32", "bfloat16"),
     "train.optimizer": ("adam", "adamw", "sgd", "adam_then_sgd"),
+    "parallel.strategy": ("auto", "data_parallel", "fsdp", "balanced", "exact"),
+    "parallel.step": ("auto", "jit", "shard_map"),
+    "parallel.layers": ("auto", "in_order", "wavefront"),
     "train.schedule": ("constant", "inverse_sqrt", "cosine", "gnmt"),
 }
 _AT_LEAST = {
-    "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.max_shapes": 1, "data.max_source_len": 2,
+    "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.rows_multiple": 1, "data.max_shapes": 1,
+    "parallel.chunks": 0, "data.max_source_len": 2,
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,

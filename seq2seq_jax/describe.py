@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.experiment import count_bytes, count_parameters, make_model, make_state, make_training
+from seq2seq_jax.experiment import Training, count_bytes, count_parameters, make_training
+from seq2seq_jax.parallel.shard import plan_leaves
 
 
 def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
@@ -23,22 +25,30 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         sizes, origin = (len(vocabs.source), len(vocabs.target)), "of the run's own vocabulary"
     else:
         sizes, origin = (config.vocab.size, config.vocab.size), "config.vocab.size (the corpus may give fewer)"
-    module, model_config = make_model(config, *sizes)
-    mesh, optimizer, _ = make_training(config)
-    model = module(model_config)
-    state = nn.meta.unbox(jax.eval_shape(lambda key: make_state(model, optimizer, key), jax.random.key(0)))
+    training = make_training(config, *sizes)
+    state = nn.meta.unbox(training.boxed_state)
     modules = {name: count_parameters(tree) for name, tree in sorted(state.params.items())}
+    table = list_parameters(training)
+    here = {"parameters": sum(row["bytes_per_device"] for row in table)}
+    here["optimizer"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().opt_state)))
     data, keys = config.data, config.train
     return {
         "model": config.model.name,
         "parameters": count_parameters(state.params),
         "parameters_by_module": modules,
+        "parameters_by_name": table,
         "vocabulary": {"source": sizes[0], "target": sizes[1], "from": origin},
         "memory_bytes": {
             "parameters": count_bytes(state.params),
             "optimizer": count_bytes(state.opt_state),
             "gradients": count_bytes(state.params),
             "checkpoint": count_bytes(state),
+        },
+        "memory_bytes_per_device": here,
+        "layout": {
+            "strategy": training.layout.strategy,
+            "step": training.layout.step,
+            "mesh": dict(training.mesh.shape),
         },
         "steps": keys.steps,
         "slots_per_step": data.tokens_per_batch,
@@ -47,16 +57,56 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         "evaluations_every": keys.evaluate_every,
         "compilations": {"train_step_at_most": data.max_shapes, "longest_source": data.max_source_len,
                          "longest_target": data.max_target_len},
-        "devices": {"count": mesh.size, "kind": mesh.devices.flat[0].device_kind},
+        "devices": {"count": training.mesh.size, "kind": training.mesh.devices.flat[0].device_kind},
     }  # fmt: skip
+
+
+def list_parameters(training: Training) -> list[dict[str, Any]]:
+    """Every parameter: its name, shape, logical axes, the mesh axes each is split over, and bytes on a device."""
+    leaves = plan_leaves(training.boxed_state.params, training.layout)
+    rows = []
+    for (path, array), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(training.abstract_state().params), jax.tree.leaves(leaves), strict=True
+    ):
+        rows.append(
+            {
+                "name": "/".join(str(key.key) for key in path),
+                "shape": list(array.shape),
+                "axes": list(leaf.names),
+                "split_over": [list(axes) for axes in leaf.at_rest],
+                "bytes_per_device": _bytes_per_device(array),
+            }
+        )
+    return rows
+
+
+def _bytes_per_device(array: Any) -> int:
+    """Bytes of one device's shard of an abstract array."""
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def render(report: dict[str, Any]) -> str:
     """The report as people read it."""
     memory, sizes = report["memory_bytes"], report["vocabulary"]
-    width = max(len(name) for name in report["parameters_by_module"])
     lines = [f"{report['model']}: {report['parameters']:,} parameters"]
-    lines += [f"  {name:{width}s} {count:>13,}" for name, count in report["parameters_by_module"].items()]
+    width = max(len(row["name"]) for row in report["parameters_by_name"])
+    for row in report["parameters_by_name"]:
+        shape = " x ".join(map(str, row["shape"]))
+        split = [
+            f"{name} over {'+'.join(axes)}" for name, axes in zip(row["axes"], row["split_over"], strict=True) if axes
+        ]
+        named = " ".join(row["axes"])
+        lines.append(
+            f"  {row['name']:{width}s} {shape:>20s}  {named:20s} {', '.join(split) or 'whole on every device':28s} "
+            f"{row['bytes_per_device'] / 2**20:>9,.2f} MiB a device"
+        )
+    mesh, layout = report["layout"]["mesh"], report["layout"]
+    sizes_said = " x ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "one device"
+    here = report["memory_bytes_per_device"]
+    lines.append(
+        f"layout: {layout['strategy']} by {layout['step']} on {sizes_said}: a device holds "
+        + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in here.items())
+    )
     lines += [
         f"vocabulary: source {sizes['source']:,}, target {sizes['target']:,}, {sizes['from']}",
         "memory: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in memory.items()),

@@ -7,6 +7,7 @@
 | 2 | the user's config, input or environment: one clear line |
 | 3 | training diverged (too many non-finite steps in a row) |
 | 4 | checkpoints exist, none of them is usable |
+| 5 | another host was lost, and with it the run; it resumes |
 | 143 | stopped by SIGTERM (or 130, Ctrl-C) after saving |
 """
 
@@ -17,6 +18,7 @@ import signal
 EXIT_USER = 2
 EXIT_DIVERGED = 3
 EXIT_NO_CHECKPOINT = 4
+EXIT_HOST_LOST = 5
 
 
 class UserError(Exception):

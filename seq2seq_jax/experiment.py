@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
 from seq2seq_jax.data.vocab import Vocabs, train_vocabs
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.interfaces import Array, PyTree
+from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
 from seq2seq_jax.models import MODELS
-from seq2seq_jax.parallel.mesh import make_mesh
-from seq2seq_jax.parallel.shard import init_sharded, state_shardings
-from seq2seq_jax.tasks.translation import Search, Translator, make_loss
+from seq2seq_jax.parallel.layout import Layout, make_layout
+from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
+from seq2seq_jax.parallel.spread import spread_gradient, spread_sums
+from seq2seq_jax.tasks.translation import Search, Translator, make_decode, make_loss
 from seq2seq_jax.train.optimizers import make_optimizer
 from seq2seq_jax.train.schedules import make_schedule
 from seq2seq_jax.train.step import TrainState, init_state, make_train_step
 from seq2seq_jax.train.writers import write_json
 
-ROWS_MULTIPLE = 8  # rows of a batch divide by it, so that 1, 2, 4 or 8 devices see the same batches
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
 PEAK_FLOPS = {  # of one device a second, dense, bfloat16; by what `device_kind` contains
@@ -59,26 +60,52 @@ class Splits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """All that is made of a config once the vocabulary is known."""
+class Training:
+    """A model on a mesh and how it is trained: all that is made of a config and two vocabulary sizes."""
 
     config: ConfigDict
-    vocabs: Vocabs
     model: nn.Module
-    mesh: Mesh
+    layout: Layout
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
 
+    @property
+    def mesh(self) -> Mesh:
+        """Its devices."""
+        return self.layout.mesh
+
     def init(self) -> TrainState:
         """The state before the first step, born in its shards."""
-        return init_sharded(self._init, self.mesh, jax.random.key(self.config.train.seed))
+        return init_sharded(self._init, self.layout, jax.random.key(self.config.train.seed))
+
+    @functools.cached_property
+    def boxed_state(self) -> TrainState:
+        """Shapes and dtypes, every parameter with the names of its axes; runs nothing."""
+        return jax.eval_shape(self._init, jax.random.key(0))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; runs nothing."""
-        boxed = jax.eval_shape(self._init, jax.random.key(0))
-        shardings = state_shardings(boxed, self.mesh)
         return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nn.meta.unbox(self.boxed_state),
+            state_shardings(self.boxed_state, self.layout),
+        )
+
+    def abstract_batch(self, rows: int, source_len: int, target_len: int) -> Batch:
+        """Shapes, dtypes and shardings of a batch of tokens."""
+
+        def array(dtype: Any, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+
+        source, target = (rows, source_len), (rows, target_len)
+        return Batch(
+            source=array(jnp.int32, *source),
+            source_mask=array(jnp.bool_, *source),
+            target_in=array(jnp.int32, *target),
+            target_out=array(jnp.int32, *target),
+            target_mask=array(jnp.bool_, *target),
+            example_ids=array(jnp.int32, rows),
+            row_mask=array(jnp.bool_, rows),
         )
 
     def _init(self, key: Array) -> TrainState:
@@ -86,26 +113,40 @@ class Experiment:
 
     def train_step(self) -> Any:
         """The jitted train step; the state is donated."""
-        loss = make_loss(self.model, label_smoothing=self.config.train.label_smoothing, chunk=self.chunk)
-        step = make_train_step(loss, self.optimizer, seed=self.config.train.seed)
-        return jax.jit(step, donate_argnums=0)
+        loss = make_loss(self._spread_model, label_smoothing=self.config.train.label_smoothing, chunk=self.chunk)
+        gradient = spread_gradient(loss, self.layout, self.boxed_state.params)
+        step = make_train_step(gradient, self.optimizer, seed=self.config.train.seed)
+        return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(self.boxed_state, self.layout), None))
 
     @property
-    def chunk(self) -> int:
-        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for a GPU."""
-        return 512 if jax.default_backend() == "cpu" else 8192
+    def _spread_model(self) -> nn.Module:
+        """The model as its code runs inside the step."""
+        return self.model.clone(execution=self.layout.execution)
 
-    def translator(self, *, beam_size: int | None = None) -> Translator:
-        """A translator with the config's search."""
+    def dev_sums(self) -> Callable[[PyTree, Batch], Sums]:
+        """The jitted sums of a batch without dropout and label smoothing."""
+        loss = make_loss(self._spread_model, label_smoothing=0.0, chunk=self.chunk, train=False)
+        return jax.jit(spread_sums(loss, self.layout, self.boxed_state.params))
+
+    def search(self, *, beam_size: int | None = None) -> Callable[..., Hypotheses]:
+        """The jitted `decode(params, source, source_mask, row_mask, *, max_len)` of the config's search."""
+        return make_decode(self.model, self.make_search(beam_size), self.layout, self.boxed_state.params)
+
+    def make_search(self, beam_size: int | None = None) -> Search:
+        """How to search, by the config."""
         decode = self.config.decode
-        search = Search(
+        return Search(
             beam_size=beam_size or decode.beam_size,
             length_penalty=decode.length_penalty,
             coverage_penalty=decode.coverage_penalty,
             length_factor=decode.length_factor,
             length_extra=decode.length_extra,
         )
-        return Translator(self.model, self.vocabs, search, rows=decode.rows, max_source_len=decode.max_source_len)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for an accelerator."""
+        return 512 if self.mesh.devices.flat[0].platform == "cpu" else 8192
 
     def step_flops(self, sums: Mapping[str, float]) -> float:
         """Arithmetic of forward and backward for these sums' tokens: 6 for every weight that meets one.
@@ -130,6 +171,31 @@ class Experiment:
         kind = self.mesh.devices.flat[0].device_kind
         peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
         return peak * self.mesh.size if peak else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training and the vocabularies of its corpus."""
+
+    training: Training
+    vocabs: Vocabs
+
+    @property
+    def config(self) -> ConfigDict:
+        """The run's."""
+        return self.training.config
+
+    def translator(self, *, beam_size: int | None = None) -> Translator:
+        """A translator with the config's search."""
+        decode = self.config.decode
+        search = self.training.make_search(beam_size)
+        return Translator(
+            self.training.search(beam_size=beam_size),
+            self.vocabs,
+            search,
+            rows=decode.rows,
+            max_source_len=decode.max_source_len,
+        )
 
 
 def make_state(model: nn.Module, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -216,8 +282,7 @@ def build(config: ConfigDict, vocabs: Vocabs) -> Experiment:
     Raises:
         UserError: values of the config contradict each other.
     """
-    module, model = make_model(config, len(vocabs.source), len(vocabs.target))
-    return Experiment(config, vocabs, module(model), *make_training(config))
+    return Experiment(make_training(config, len(vocabs.source), len(vocabs.target)), vocabs)
 
 
 def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tuple[Callable[..., nn.Module], Any]:
@@ -230,15 +295,23 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
         raise UserError(f"config.model: {error}") from error
 
 
-def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformation, optax.Schedule]:
-    """The mesh, the optimiser, and the learning rate of every step as it is logged.
+def make_training(
+    config: ConfigDict, source_vocab: int, target_vocab: int, *, devices: Sequence[jax.Device] | None = None
+) -> Training:
+    """Builds a model on a mesh, its optimiser, and the learning rate of every step as it is logged.
+
+    Args:
+        config: the run's.
+        source_vocab, target_vocab: sizes of the vocabularies.
+        devices: of the mesh, real or of a topology that is compiled for; all there are by default.
 
     Raises:
         UserError: values of the config contradict each other, or there are not the devices it asks for.
     """
+    module, model_config = make_model(config, source_vocab, target_vocab)
     keys = config.train
     try:
-        mesh = make_mesh(**config.parallel, rows_multiple=ROWS_MULTIPLE)
+        layout = make_layout(**config.parallel, rows_multiple=config.data.rows_multiple, devices=devices)
         schedule = make_schedule(
             keys.schedule,
             learning_rate=keys.learning_rate,
@@ -262,9 +335,16 @@ def make_training(config: ConfigDict) -> tuple[Mesh, optax.GradientTransformatio
         )
     except ValueError as error:
         raise UserError(f"config: {error}") from error
+    model = module(model_config)
     if keys.optimizer == "adam_then_sgd":  # the schedule is that of the second part: tell the rate of the first, too
-        return mesh, optimizer, lambda n: jnp.where(n < keys.adam_steps, keys.adam_learning_rate, schedule(n))
-    return mesh, optimizer, schedule
+        return Training(
+            config,
+            model,
+            layout,
+            optimizer,
+            lambda n: jnp.where(n < keys.adam_steps, keys.adam_learning_rate, schedule(n)),
+        )
+    return Training(config, model, layout, optimizer, schedule)
 
 
 def count_parameters(tree: PyTree) -> int:
@@ -281,6 +361,8 @@ def hash_parameters(params: PyTree) -> str:
     """sha256 over the names, shapes and bytes of all parameters: equal for bit-equal ones."""
     digest = hashlib.sha256()
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda item: str(item[0])):
+        if not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.asarray(jax.device_get(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

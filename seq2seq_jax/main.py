@@ -12,6 +12,7 @@ import difflib
 import io
 import json
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from seq2seq_jax.config import check_config, default_config, flatten, suggest_key
 from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
 
-MODES = ("train", "evaluate", "translate", "describe")
+MODES = ("train", "evaluate", "translate", "describe", "plan")
 
 OWN = {
     "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
@@ -33,9 +34,14 @@ OWN = {
     "input": "translate: file to read, a sentence a line. Default: standard input.",
     "output": "translate: file to write. Default: standard output.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
-    "json": "evaluate, describe: one JSON object on standard output, nothing else.",
+    "json": "evaluate, describe, plan: one JSON object on standard output, nothing else.",
+    "topology": "plan: a TPU slice by its shape in chips, such as v5p:4x4x8. Default: the devices at hand.",
     "fresh": "train: move an old run in the folder aside and start anew.",
     "debug": "Show the traceback of a user's error too.",
+    "coordinator": "Several hosts: HOST:PORT of the first. Slurm and TPU pods need none of these.",
+    "hosts": "Several hosts: how many there are.",
+    "host": "Several hosts: which this is, from 0.",
+    "host_timeout": "Several hosts: seconds after which a silent one counts as lost and ends the others.",
 }
 """The flags and their help."""
 
@@ -43,8 +49,11 @@ GOES_WITH = {
     "input": ("translate",),
     "output": ("translate",),
     "nbest": ("translate",),
-    "json": ("evaluate", "describe"),
+    "json": ("evaluate", "describe", "plan"),
+    "topology": ("plan",),
     "fresh": ("train",),
+    "coordinator": ("train", "evaluate"),
+    "hosts": ("train", "evaluate"),
 }
 """Flags that only some modes read."""
 
@@ -58,6 +67,7 @@ modes:
   evaluate   scores a trained run on the test split
   translate  lines in, lines out: --input, --output, --nbest
   describe   parameters, memory, steps and compilations of a config; runs nothing
+  plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
 
 flags:
 """
@@ -99,7 +109,7 @@ def _tell(problem: str, code: int, argv: Sequence[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     if any(arg in ("--help", "-h", "-help", "--helpfull", "--helpshort") for arg in argv[1:]):
-        print(HELP + "\n".join(f"  --{name:8s} {text}" for name, text in OWN.items()))
+        print(HELP + "\n".join(f"  --{name:12s} {text}" for name, text in OWN.items()))
         return 0
     given = _parse(argv)
     config, root = given.config, _find_root(given, argv)
@@ -107,24 +117,45 @@ def _run(argv: list[str]) -> int:
     if given.mode == "describe":
         return _describe(config, root, as_json=given.json)
     _set_up_jax()
-    if given.mode == "train":
-        return _train(config, root, fresh=given.fresh)
-    if given.mode == "evaluate":
-        from seq2seq_jax import modes
-        from seq2seq_jax.workdir import Folder
+    if given.mode == "plan":
+        return _plan(config, root, given.topology, as_json=given.json)
+    if given.mode == "translate":
+        return _translate(config, root, source=given.input, target=given.output, nbest=given.nbest)
+    return _run_on_hosts(given, config, root)
 
-        return _report(modes.evaluate(config, root), Folder(root).evaluation, as_json=given.json)
-    return _translate(config, root, source=given.input, target=given.output, nbest=given.nbest)
+
+def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    """Trains or evaluates, with other hosts where there are any; the first one reports."""
+    from seq2seq_jax.parallel.hosts import join
+
+    where = {"coordinator": given.coordinator, "count": given.hosts, "index": given.host}
+    with join(**where, timeout=given.host_timeout) as hosts:
+        from seq2seq_jax import modes  # only now: nothing may ask for devices before the hosts have found each other
+        from seq2seq_jax.experiment import versions
+        from seq2seq_jax.workdir import Folder, claim
+
+        keys = {f"config.{key}": value for key, value in flatten(config).items()}
+        hosts.check_same("start", {"--mode": given.mode, "Python": platform.python_version(), **versions(), **keys})
+        if given.mode == "evaluate":
+            results, place = modes.evaluate(config, root, hosts), Folder(root).evaluation
+        else:
+            with claim(root, fresh=given.fresh, hosts=hosts):
+                results, place = modes.train(config, root, hosts), root
+        return _report(results, place, as_json=given.json) if hosts.is_primary else 0
 
 
 def _define_flags(argv: list[str]) -> flags.FlagValues:
     """Flags of one command line, apart from absl's global ones, so that `main` can be called again."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, OWN["config"], flag_values=values, sys_argv=argv)
-    for name in ("workdir", "input", "output"):
+    for name in ("workdir", "input", "output", "topology"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
     flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)
+    flags.DEFINE_string("coordinator", None, OWN["coordinator"], flag_values=values)
+    for name in ("hosts", "host"):
+        flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
+    flags.DEFINE_float("host_timeout", 60.0, OWN["host_timeout"], flag_values=values)
     for name in ("json", "fresh", "debug"):
         flags.DEFINE_boolean(name, False, OWN[name], flag_values=values)
     return values
@@ -262,12 +293,19 @@ def _describe(config: ConfigDict, root: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _train(config: ConfigDict, root: Path, *, fresh: bool) -> int:
-    from seq2seq_jax import modes
-    from seq2seq_jax.workdir import claim
+def _plan(config: ConfigDict, root: Path, topology: str | None, *, as_json: bool) -> int:
+    """Prints the plan, whole even where the config does not fit, which is then the user's error."""
+    import jax
 
-    with claim(root, fresh=fresh):
-        return _report(modes.train(config, root), root, as_json=False)
+    if topology and not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")  # nobody shall look for a TPU to run on
+    from seq2seq_jax.plan import plan, render
+
+    report = plan(config, root, topology)
+    print(json.dumps(report) if as_json else render(report), flush=True)
+    if report["cure"]:
+        raise UserError(f"{topology or 'the devices at hand'}: {report['cure']}")
+    return 0
 
 
 def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +21,6 @@ from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
-    ROWS_MULTIPLE,
     Experiment,
     Splits,
     build,
@@ -31,10 +32,11 @@ from seq2seq_jax.experiment import (
     versions,
 )
 from seq2seq_jax.interfaces import PyTree
-from seq2seq_jax.parallel.shard import place_batch
-from seq2seq_jax.scoring import evaluate_test, get_references, say
+from seq2seq_jax.parallel.hosts import ALONE, Hosts
+from seq2seq_jax.parallel.shard import place_batch, rows_here
+from seq2seq_jax.scoring import evaluate_test, get_references, say, warn
 from seq2seq_jax.serve.translate import moses_nbest, stream
-from seq2seq_jax.tasks.translation import Translation, make_loss
+from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
 from seq2seq_jax.train.signals import StopSignal
@@ -45,39 +47,49 @@ from seq2seq_jax.workdir import Folder
 DEV_SHAPES = 3
 
 
-def train(config: ConfigDict, root: Path) -> dict[str, Any]:
-    """Trains or resumes the run in `root`, then evaluates the best checkpoint on the test split."""
+def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
+    """Trains or resumes the run in `root`, then evaluates the best checkpoint on the test split.
+
+    With several hosts all of them do all of this together, but only the first one writes.
+    """
     started = time.monotonic()
     folder = Folder(root)
     config = with_absolute_prefixes(config)
-    begun = any(folder.checkpoints.glob("[0-9]*"))
+    begun = hosts.share("begun", lambda: any(folder.checkpoints.glob("[0-9]*")))
     if begun:
         check_resume(config, load_config(folder.config), folder.config)
     splits = open_splits(config)
-    vocabs = obtain_vocabs(config, folder.vocab, splits.train, keep=begun)
+    hosts.check_same("data", {f"{name} corpus with digest": digest for name, digest in splits.digests.items()})
+    vocabs = hosts.primary_first("vocab", lambda: obtain_vocabs(config, folder.vocab, splits.train, keep=begun))
+    devices = [device.device_kind for device in jax.local_devices()]
+    hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
     experiment = build(config, vocabs)
     corpus = Corpus.make(experiment, splits)  # refuses what cannot be planned, before anything is written down
-    write_json(folder.config, config.to_dict())
+    if hosts.is_primary:
+        write_json(folder.config, config.to_dict())
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
     with (
-        StopSignal() as stop,
-        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=say) as checkpoints,
-        MetricsFile(folder.metrics) as metrics,
+        StopSignal(hosts.look) as stop,
+        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=warn) as checkpoints,
+        MetricsFile(folder.metrics if hosts.is_primary else os.devnull) as metrics,
+        open(os.devnull, "w") as nowhere,
     ):
+        hosts.saved_step = checkpoints.latest_step
         state, meta = _start(experiment, checkpoints, corpus, splits)
         first = int(state.step)
         metrics.truncate_after(first)
         _tell_start(experiment, state, first, time.monotonic() - started)
-        with Progress(config.train.steps, start=first) as progress:
+        screen = None if hosts.is_primary else nowhere
+        with Progress(config.train.steps, start=first, stream=screen) as progress:
             clock = Clock(meta["seconds"] if meta else 0.0, started)
-            run = _make_run(experiment, corpus, splits, stop, progress, clock)
+            run = _make_run(experiment, corpus, splits, stop, progress, clock, hosts)
             if meta and not meta["evaluated"] and _is_evaluated(config, first):
                 _evaluate_late(run, state, meta, checkpoints, metrics, progress, stop)
             state = fit(run, state, checkpoints=checkpoints, metrics=metrics, progress=progress, stop=stop)
         checkpoints.wait()
         trained = {"parameters_sha256": hash_parameters(state.params), "steps": int(state.step)}
         chosen = _choose(experiment, checkpoints, state)
-        scores = evaluate_test(experiment, chosen, splits.test, folder, stop)
+        scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts)
         totals = _sum_up(folder.metrics)
     results = {
         "test": scores,
@@ -88,10 +100,11 @@ def train(config: ConfigDict, root: Path) -> dict[str, Any]:
         "corpus_sha256": splits.digests,
         "vocab_sha256": vocabs.digest,
         "versions": versions(),
-        "devices": [device.device_kind for device in experiment.mesh.devices.flat],
+        "devices": [device.device_kind for device in experiment.training.mesh.devices.flat],
         "config": config.to_dict(),
     }
-    write_json(folder.results, results)
+    if hosts.is_primary:
+        write_json(folder.results, results)
     return results
 
 
@@ -110,7 +123,7 @@ class Corpus:
         data, seed = experiment.config.data, experiment.config.train.seed
         pairs = tokenise(splits.train, experiment.vocabs)
         dev = tokenise(splits.dev, experiment.vocabs)
-        sizes = {"rows_multiple": ROWS_MULTIPLE, "tokens_per_batch": data.tokens_per_batch}
+        sizes = {"rows_multiple": data.rows_multiple, "tokens_per_batch": data.tokens_per_batch}
         sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
         plan = make_plan(pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes)
         dev_plan = make_plan(
@@ -123,9 +136,9 @@ def _start(
     experiment: Experiment, checkpoints: Checkpoints, corpus: Corpus, splits: Splits
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
     """The newest usable state, or a new one; and what its checkpoint says of itself."""
-    restored = checkpoints.restore(experiment.abstract_state())
+    restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
-        return experiment.init(), None
+        return experiment.training.init(), None
     expected = {
         "vocab_sha256": ("vocabulary", experiment.vocabs.digest),
         "train_sha256": ("training corpus", splits.train.digest),
@@ -150,8 +163,9 @@ def _start(
 
 
 def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: float) -> None:
-    devices = experiment.mesh.devices
-    kind = f"{devices.size} x {devices.flat[0].device_kind}"
+    devices = experiment.training.mesh.devices
+    where = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    kind = f"{devices.size} x {devices.flat[0].device_kind}{where}"
     begin = f"resuming at step {first}" if first else "starting"
     count = count_parameters(state.params)
     say(f"{experiment.config.model.name}: {count:,} parameters on {kind}; {begin} after {format_duration(seconds)}")
@@ -172,14 +186,19 @@ class Clock:
 
 
 def _make_run(
-    experiment: Experiment, corpus: Corpus, splits: Splits, stop: StopSignal, progress: Progress, clock: Clock
+    experiment: Experiment,
+    corpus: Corpus,
+    splits: Splits,
+    stop: StopSignal,
+    progress: Progress,
+    clock: Clock,
+    hosts: Hosts,
 ) -> Run:
-    keys, plan = experiment.config.train, corpus.plan
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    prefetch = experiment.config.data.prefetch
+    keys, plan, mesh = experiment.config.train, corpus.plan, experiment.training.mesh
+    ahead = {"prefetch": experiment.config.data.prefetch, "rows_of": functools.cache(lambda n: rows_here(mesh, n))}
 
     def read(start: int) -> Iterator[Any]:
-        return batches(corpus.pairs, plan, start=start, stop=keys.steps, prefetch=prefetch, **hosts)
+        return batches(corpus.pairs, plan, start=start, stop=keys.steps, **ahead)
 
     def meta(step: int) -> dict[str, Any]:
         digests = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
@@ -187,14 +206,15 @@ def _make_run(
         return {**place, **digests, "config_sha256": hash_config(experiment.config), "versions": versions()}
 
     return Run(
-        step=CompiledStep(experiment.train_step(), shapes=len(plan.shapes), tell=progress.message),
+        step=CompiledStep(experiment.training.train_step(), shapes=len(plan.shapes), tell=progress.message),
         batches=read,
-        place=lambda batch: place_batch(batch, experiment.mesh),
-        evaluate=_make_dev_evaluation(experiment, corpus, splits.dev, stop),
+        example_ids=lambda n: plan.batch(n).example_ids,
+        place=lambda batch: place_batch(batch, mesh),
+        evaluate=_make_dev_evaluation(experiment, corpus, splits.dev, stop, hosts),
         meta=meta,
-        learning_rate=experiment.schedule,
-        flops=experiment.step_flops,
-        peak_flops=experiment.peak_flops(),
+        learning_rate=experiment.training.schedule,
+        flops=experiment.training.step_flops,
+        peak_flops=experiment.training.peak_flops(),
         steps=keys.steps,
         save_every=keys.save_every,
         evaluate_every=keys.evaluate_every,
@@ -204,38 +224,36 @@ def _make_run(
 
 
 def _make_dev_evaluation(
-    experiment: Experiment, corpus: Corpus, dev: ParallelText, stop: StopSignal
+    experiment: Experiment, corpus: Corpus, dev: ParallelText, stop: StopSignal, hosts: Hosts
 ) -> Callable[[TrainState], dict[str, float]]:
     """Builds `evaluate(state) -> {"loss", "perplexity", "bleu"}` on dev."""
     config = experiment.config
     translator = experiment.translator(beam_size=config.evaluate.dev_beam_size)
     count = config.evaluate.dev_sentences or len(dev)
-    loss = make_loss(experiment.model, label_smoothing=0.0, chunk=experiment.chunk, train=False)
-    sums_of = jax.jit(lambda params, batch: loss(params, batch, None)[1])
-    plan = corpus.dev_plan
+    sums_of = experiment.training.dev_sums()
+    plan, mesh = corpus.dev_plan, experiment.training.mesh
 
     def poll() -> None:
         stop.check("during an evaluation")
+
+    def score(texts: list[str], references: list[str]) -> float:
+        return float(corpus_scores(texts, references, target=config.data.target, lowercase_tokenized=False)["bleu"])
 
     def evaluate(state: TrainState) -> dict[str, float]:
         nll = weight = 0.0
         for n in range(plan.batches_per_epoch):
             poll()
-            batch = build_batch(corpus.dev, plan.batch(n))
-            sums = jax.device_get(sums_of(state.params, place_batch(batch, experiment.mesh)))
+            planned = plan.batch(n)
+            batch = build_batch(corpus.dev, planned, rows=rows_here(mesh, planned.shape.rows))
+            sums = jax.device_get(sums_of(state.params, place_batch(batch, mesh)))
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
         found = translator.translate(state.params, dev.source[:count], poll=poll)
-        scores = corpus_scores(
-            [item.text for item in found],
-            get_references(dev)[:count],
-            target=config.data.target,
-            lowercase_tokenized=False,
-        )
+        texts, references = [item.text for item in found], get_references(dev)[:count]
         mean = nll / max(weight, 1.0)
         return {
             "loss": mean,
             "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)),
-            "bleu": float(scores["bleu"]),
+            "bleu": hosts.share("bleu", lambda: score(texts, references)),
         }
 
     return evaluate
@@ -267,7 +285,7 @@ def _choose(experiment: Experiment, checkpoints: Checkpoints, state: TrainState)
     """The best checkpoint by dev BLEU that can be read, or the last state where none was scored."""
     while (best := checkpoints.best_step()) is not None and best != int(state.step):
         try:
-            restored = checkpoints.restore(experiment.abstract_state(), step=best)
+            restored = checkpoints.restore(experiment.training.abstract_state(), step=best)
         except NoUsableCheckpointError:  # it was damaged and is in the quarantine now: the next best one
             continue
         if restored is not None:
@@ -291,17 +309,18 @@ def _sum_up(path: Path) -> dict[str, Any]:
     }
 
 
-def evaluate(config: ConfigDict, root: Path) -> dict[str, Any]:
+def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
     """Evaluates a trained run's best checkpoint on `config.data.test`."""
     folder = Folder(root)
     config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, folder)
     test = open_test(config)
-    with StopSignal() as stop:
-        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop)
+    with StopSignal(hosts.look) as stop:
+        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
     results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
-    write_json(folder.evaluation / "results.json", results)
+    if hosts.is_primary:
+        write_json(folder.evaluation / "results.json", results)
     return results
 
 
@@ -314,14 +333,14 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
     saved = load_config(folder.config)
     check_resume(config, saved, folder.config, free=(*RESUMABLE, "data.", "train.", "decode.", "evaluate."))
     experiment = build(config, obtain_vocabs(config, folder.vocab, None))
-    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=say) as checkpoints:
+    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=warn) as checkpoints:
         try:
-            restored = checkpoints.restore(experiment.abstract_state(), step=checkpoints.best_step())
+            restored = checkpoints.restore(experiment.training.abstract_state(), step=checkpoints.best_step())
         except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
             if checkpoints.best_step() is None:
                 raise
-            say(f"the best checkpoint cannot be used, taking the newest: {error}")
-            restored = checkpoints.restore(experiment.abstract_state())
+            warn(f"the best checkpoint cannot be used, taking the newest: {error}")
+            restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
         raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
     vocab = restored.meta.get("vocab_sha256")

@@ -6,11 +6,14 @@ import sys
 import time
 from typing import Any
 
+import jax
+
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.attention_maps import save_attention_map
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.serve.translate import moses_nbest
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Restored
@@ -20,15 +23,31 @@ from seq2seq_jax.workdir import Folder
 
 
 def say(text: str) -> None:
-    """Tells people something: on standard error, because standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Tells people something, once for all hosts: on standard error, because standard output is for results."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Tells people what went wrong on this host."""
+    where = f"host {jax.process_index()}: " if jax.process_count() > 1 else ""
+    print(where + text, file=sys.stderr, flush=True)
 
 
 def evaluate_test(
-    experiment: Experiment, chosen: Restored, test: ParallelText, folder: Folder, stop: StopSignal
+    experiment: Experiment,
+    chosen: Restored,
+    test: ParallelText,
+    folder: Folder,
+    stop: StopSignal,
+    hosts: Hosts = ALONE,
 ) -> dict[str, Any]:
-    """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder."""
-    config, references = experiment.config, get_references(test)
+    """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder.
+
+    All hosts translate all of it together; the first one scores and writes.
+    """
+    config = experiment.config
+    get_references(test)  # refuses before the work, not after it
 
     def poll() -> None:
         stop.check("during the evaluation on test")
@@ -37,6 +56,14 @@ def evaluate_test(
     started = time.monotonic()
     found = experiment.translator().translate(chosen.state.params, test.source, poll=poll)
     seconds = time.monotonic() - started
+    return hosts.share(
+        "test", lambda: {**_score(experiment, found, test, folder), "step": chosen.step, "seconds": round(seconds, 1)}
+    )
+
+
+def _score(experiment: Experiment, found: list[Translation], test: ParallelText, folder: Folder) -> dict[str, Any]:
+    """The scores of translations; what they are is left in the folder."""
+    config, references = experiment.config, get_references(test)
     folder.outputs.mkdir(parents=True, exist_ok=True)
     replace_text(folder.outputs / "test.hypotheses.txt", "".join(item.text + "\n" for item in found))
     replace_text(folder.outputs / "test.source.txt", "".join(line + "\n" for line in test.source))
@@ -44,9 +71,8 @@ def evaluate_test(
     nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
     replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
     scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=config.data.target))
-    scores |= {"step": chosen.step, "sentences": len(test), "beam_size": config.decode.beam_size}
-    scores |= {"seconds": round(seconds, 1), "samples": _show_samples(experiment, found, test, folder)}
-    return scores
+    scores |= {"sentences": len(test), "beam_size": config.decode.beam_size}
+    return scores | {"samples": _show_samples(experiment, found, test, folder)}
 
 
 def _show_samples(

@@ -6,13 +6,17 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.parallel.hosts import ALONE, Hosts
 
 LOCK = ".lock"
+SHARED_WITHIN = 30.0
+"""Seconds in which a shared disk shows to one host what another has written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +62,51 @@ class Folder:
 
 
 @contextlib.contextmanager
-def claim(root: Path, *, fresh: bool) -> Iterator[None]:
-    """Holds the folder while a training uses it; makes it if need be.
+def claim(root: Path, *, fresh: bool, hosts: Hosts = ALONE) -> Iterator[None]:
+    """Holds the folder while a training uses it, on the first host for all; makes it if need be.
 
     Args:
         root: the folder, absolute.
         fresh: move what is in it to `<root>.old-<time>` and start anew.
+        hosts: of this training.
 
     Raises:
-        UserError: it cannot be written to, or another training holds it.
+        UserError: it cannot be written to, another training holds it, or not all hosts see it.
     """
+    with _hold(root, fresh=fresh) if hosts.is_primary else contextlib.nullcontext():
+        if hosts.count > 1:
+            _check_shared(root, hosts)
+        yield
+
+
+def _check_shared(root: Path, hosts: Hosts) -> None:
+    """The lock file holds a word that every host must be able to read."""
+
+    def write_word() -> str:
+        word = secrets.token_hex(8)
+        (root / LOCK).write_text(word)
+        return word
+
+    word, until = hosts.share("word", write_word), time.monotonic() + SHARED_WITHIN
+    while not (seen := _read_word(root) == word) and time.monotonic() < until:
+        time.sleep(0.5)
+    answers = hosts.gather("seen", str(seen))
+    if "False" in answers:
+        raise UserError(
+            f"--workdir={root}: host {answers.index('False')} does not find there what host 0 has written; name a "
+            "folder on a disk that all hosts share."
+        )
+
+
+def _read_word(root: Path) -> str:
+    try:
+        return (root / LOCK).read_text()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _hold(root: Path, *, fresh: bool) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

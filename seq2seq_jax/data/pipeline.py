@@ -3,12 +3,12 @@
     ParallelText ── tokenise ──▶ TokenPairs ── batches(plan) ──▶ Batch n, n + 1, ...
 
 Batch n is a function of the corpus and the plan: to resume is to start at another n, and every host
-takes its own rows of the same global batch.
+reads its own rows of the same global batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from seq2seq_jax.data.plan import BatchPlan, PlannedBatch
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocab, Vocabs
-from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import Batch
 
 _LINES_AT_ONCE = 50_000  # tokenised together; a whole corpus of small arrays would take several times its size
@@ -89,13 +88,13 @@ def tokenise(text: ParallelText, vocabs: Vocabs) -> TokenPairs:
     return TokenPairs(source, _encode(text.target, vocabs.target, append_eos=False))
 
 
-def build_batch(pairs: TokenPairs, planned: PlannedBatch, *, rows: slice | None = None) -> Batch:
+def build_batch(pairs: TokenPairs, planned: PlannedBatch, *, rows: np.ndarray | None = None) -> Batch:
     """Pads the planned examples to the batch's shape; leaves are numpy arrays.
 
     Args:
         pairs: the corpus.
         planned: which examples, and the shape.
-        rows: take only these rows of the global batch (a host's share).
+        rows: read only these rows of the global batch (a host's share).
     """
     ids = planned.example_ids if rows is None else planned.example_ids[rows]
     source, source_mask = pad_rows(pairs.source, ids, planned.shape.source_len)
@@ -181,8 +180,7 @@ def batches(
     *,
     start: int,
     stop: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows_of: Callable[[int], np.ndarray] | None = None,
     threads: int = 1,
     prefetch: int = 4,
 ) -> BatchReader:
@@ -192,24 +190,14 @@ def batches(
         pairs: the corpus that the plan was made for.
         plan: see `plan.make_plan`.
         start, stop: range of n, over all epochs.
-        process_index, process_count: this host and how many there are; each takes a contiguous block of rows.
+        rows_of: `rows_of(rows)` are the numbers of the rows that this host reads of a batch of so many; all
+            of them by default.
         threads: that build batches ahead; 0 builds each when it is asked for.
         prefetch: how many batches to build ahead.
-
-    Raises:
-        UserError: the rows of a shape do not divide among the hosts.
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"`process_index` must be below {process_count} and not negative, but is {process_index}.")
     if not 0 <= start <= stop:
         raise ValueError(f"`start` and `stop` must be 0 <= start <= stop, but are {start} and {stop} instead.")
-    uneven = next((shape for shape in plan.shapes if shape.rows % process_count), None)
-    if uneven is not None:
-        raise UserError(
-            f"{uneven.rows} rows of a batch do not divide among {process_count} hosts; "
-            f"set `rows_multiple` to a multiple of {process_count}."
-        )
-    source = _PlannedBatches(pairs, plan, start, stop, process_index, process_count)
+    source = _PlannedBatches(pairs, plan, start, stop, rows_of)
     return BatchReader(source, threads=threads, prefetch=prefetch)
 
 
@@ -221,16 +209,14 @@ class _PlannedBatches:
     plan: BatchPlan
     start: int
     stop: int
-    process_index: int
-    process_count: int
+    rows_of: Callable[[int], np.ndarray] | None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, i: int) -> Batch:
         planned = self.plan.batch(self.start + i)
-        share = planned.shape.rows // self.process_count
-        rows = slice(self.process_index * share, (self.process_index + 1) * share)
+        rows = None if self.rows_of is None else self.rows_of(planned.shape.rows)
         return build_batch(self.pairs, planned, rows=rows)
 
 

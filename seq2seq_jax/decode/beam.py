@@ -29,7 +29,8 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from seq2seq_jax.decode.selection import forbid, gather_beams, select_largest
+from seq2seq_jax.decode.loop import run_loop
+from seq2seq_jax.decode.selection import count_tokens, forbid, gather_beams, select_tokens
 from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step, StepResult
 
 
@@ -44,6 +45,7 @@ class _Rules:
     length_penalty: float
     coverage_penalty: float
     early_stop: bool
+    vocab_axes: tuple[str, ...]
 
     @property
     def length_divisors(self) -> Array:
@@ -107,6 +109,7 @@ def beam_search(
     early_stop: bool = True,
     row_mask: Array | None = None,
     return_attention: bool = False,
+    vocab_axes: tuple[str, ...] = (),
 ) -> Hypotheses:
     """Finds the K best outputs of each row by beam search; see the module for the score.
 
@@ -135,13 +138,16 @@ def beam_search(
         result, as long as no step returns log_probs above 0.
       row_mask: `[B]` bool, False for rows that only fill the batch; they come back empty.
       return_attention: Also return the attention, `[B, K, T, S]` float32, zero after the end.
+      vocab_axes: Inside `jax.shard_map`, the mesh axes over which the step's vocabulary is split, in parts of one
+        width in the order of the tokens; their devices hold the same rows. The result is that of the whole
+        vocabulary, on all of them. Columns that only pad the last part are at -inf.
 
     Returns:
       `Hypotheses`, all K slots sorted best first, without duplicates. A slot without a hypothesis has
       length 0, score and log_prob -inf.
 
     Raises:
-      ValueError: for arguments that contradict each other, or a step over a part of the vocabulary.
+      ValueError: for arguments that contradict each other, or the step.
     """
     _check_sizes(beam_size=beam_size, max_len=max_len, coverage_penalty=coverage_penalty, source_mask=source_mask)
     rules = _Rules(
@@ -152,6 +158,7 @@ def beam_search(
         length_penalty=length_penalty,
         coverage_penalty=coverage_penalty,
         early_stop=early_stop,
+        vocab_axes=vocab_axes,
     )
     step = jax.vmap(step_fn, in_axes=(1, None, 1), out_axes=1)
     max_lengths = jnp.minimum(max_lengths, max_len).astype(jnp.int32)
@@ -161,17 +168,14 @@ def beam_search(
     shape = (max_lengths.shape[0], beam_size)
     tokens = jnp.full(shape, bos_id, jnp.int32)
     result = jax.eval_shape(step, tokens, jnp.zeros(shape[:1], jnp.int32), cache)
-    _check_step(result, eos_id=eos_id, needs_attention=return_attention or bool(coverage_penalty))
+    _check_step(rules, result, needs_attention=return_attention or bool(coverage_penalty))
     attention_shape = () if result.attention is None else result.attention.shape
     state = _start(rules, tokens, done, cache, attention_shape, return_attention)
-
-    def unfinished(state: _State) -> Array:
-        return (state.time < max_len) & ~jnp.all(state.done)
 
     def advance(state: _State) -> _State:
         return _advance(rules, step, state, max_lengths, source_mask)
 
-    state = lax.while_loop(unfinished, advance, state)
+    state = run_loop(advance, state, max_len)
     return _collect(rules, state, max_lengths, source_mask, row_open=~done, pad_id=pad_id)
 
 
@@ -186,12 +190,10 @@ def _check_sizes(*, beam_size: int, max_len: int, coverage_penalty: float, sourc
         raise ValueError("`coverage_penalty` needs `source_mask`: pass the mask, or a penalty of 0.")
 
 
-def _check_step(result: StepResult, *, eos_id: int, needs_attention: bool) -> None:
-    vocab_size = result.log_probs.shape[-1]
-    if result.token_ids is not None:
-        raise ValueError("The step returned `token_ids`: search over a split vocabulary is not supported here.")
-    if not 0 <= eos_id < vocab_size:
-        raise ValueError(f"`eos_id` must be a token of the step's vocabulary of {vocab_size}, but is {eos_id} instead.")
+def _check_step(rules: _Rules, result: StepResult, *, needs_attention: bool) -> None:
+    size, eos = count_tokens(result, rules.vocab_axes), rules.eos_id
+    if not 0 <= eos < size:
+        raise ValueError(f"`eos_id` must be a token of the step's vocabulary of {size}, but is {eos} instead.")
     if needs_attention and result.attention is None:
         raise ValueError(
             "`coverage_penalty` and `return_attention` need a step that returns attention, but this one returns None."
@@ -235,7 +237,10 @@ def _advance(
     """One step of every row; rows that are done keep their hypotheses."""
     time = state.time
     result = step(state.live.tokens, jnp.full(state.done.shape, time), state.cache)
-    log_probs = forbid(result.log_probs, rules.forbidden)  # [B, K, V]
+    # A beam can fill all K places of the next step, besides its eos: no more than K + 1 tokens matter.
+    token_ids = None if result.token_ids is None else result.token_ids[:, 0]  # one copy a beam, from vmap
+    log_probs = forbid(result.log_probs, rules.forbidden, token_ids)  # [B, K, V]
+    candidates = select_tokens(log_probs, rules.beam_size + 1, token_ids, rules.vocab_axes)  # [B, K, W]
     attention = None if result.attention is None else result.attention.astype(jnp.float32)
     coverage = state.live.coverage
     if coverage is not None and attention is not None:
@@ -243,7 +248,7 @@ def _advance(
     penalties = _coverage_penalties(rules, coverage, source_mask)  # [B, K], or 0.0
 
     last = time + 1 >= max_lengths
-    live, ended = _expand(rules, state, log_probs, coverage, penalties, last)
+    live, ended = _expand(rules, state, candidates, coverage, penalties, last)
     live, ended = jax.tree.map(
         lambda new, old: jnp.where(state.done.reshape((-1,) + (1,) * (new.ndim - 1)), old, new),
         (live, ended),
@@ -263,13 +268,17 @@ def _advance(
 
 
 def _expand(
-    rules: _Rules, state: _State, log_probs: Array, coverage: Array | None, penalties: Array | float, last: Array
+    rules: _Rules,
+    state: _State,
+    candidates: tuple[Array, Array],
+    coverage: Array | None,
+    penalties: Array | float,
+    last: Array,
 ) -> tuple[_Live, _Ended]:
-    """Parts the continuations `[B, K, V]` into those that end and the K best that go on."""
+    """Parts the continuations (log-probabilities, tokens `[B, K, W]`) into those that end and the K best that go on."""
     batch, beam = state.live.tokens.shape
     divisor = rules.length_divisors[state.time + 1]
-    # A beam can fill all K places of the next step, besides its eos: no more than K + 1 matter.
-    best, tokens = select_largest(log_probs, min(beam + 1, log_probs.shape[-1]))  # [B, K, W]
+    best, tokens = candidates
     totals = state.live.log_probs[:, :, None] + best
     is_eos = tokens == rules.eos_id
     preferences = totals

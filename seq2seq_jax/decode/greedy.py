@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 
-from seq2seq_jax.decode.selection import forbid
+from seq2seq_jax.decode.loop import run_loop
+from seq2seq_jax.decode.selection import count_tokens, forbid, select_tokens
 from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step, StepResult
 
 
@@ -35,6 +35,7 @@ def greedy_search(
     pad_id: int,
     row_mask: Array | None = None,
     return_attention: bool = False,
+    vocab_axes: tuple[str, ...] = (),
 ) -> Hypotheses:
     """Takes the most probable token at every step until eos or the row's maximum length.
 
@@ -50,13 +51,14 @@ def greedy_search(
       pad_id: What fills the output after the end.
       row_mask: `[B]` bool, False for rows that only fill the batch; they come back empty.
       return_attention: Also return the attention, `[B, 1, T, S]` float32, zero after the end.
+      vocab_axes: The mesh axes over which the step's vocabulary is split; see `beam_search`.
 
     Returns:
       `Hypotheses` with K = 1; the score is the log-probability. A row without a possible output has
       length 0 and score -inf.
 
     Raises:
-      ValueError: if the step covers a part of the vocabulary, or lacks attention that is asked for.
+      ValueError: if the step is not split as `vocab_axes` say, or lacks attention that is asked for.
     """
     if max_len < 1:
         raise ValueError(f"`max_len` must be at least 1, but is {max_len} instead.")
@@ -65,20 +67,16 @@ def greedy_search(
     done = max_lengths <= 0 if row_mask is None else (max_lengths <= 0) | ~row_mask
     token = jnp.full(max_lengths.shape, bos_id, jnp.int32)
     result: StepResult = jax.eval_shape(step_fn, token, jnp.zeros_like(token), cache)
-    if result.token_ids is not None:
-        raise ValueError("The step returned `token_ids`: search over a split vocabulary is not supported here.")
+    count_tokens(result, vocab_axes)
     if return_attention and result.attention is None:
         raise ValueError("`return_attention` needs a step that returns attention, but this one returns None.")
 
-    def unfinished(state: _State) -> Array:
-        return (state.time < max_len) & ~jnp.all(state.done)
-
     def advance(state: _State) -> _State:
         result = step_fn(state.token, jnp.full_like(state.token, state.time), state.cache)
-        log_probs = forbid(result.log_probs, forbidden)
-        best = jnp.max(log_probs, axis=-1)
+        log_probs = forbid(result.log_probs, forbidden, result.token_ids)
+        best, token = (x[:, 0] for x in select_tokens(log_probs, 1, result.token_ids, vocab_axes))
         open_rows = ~state.done & (best > -jnp.inf)
-        token = jnp.where(open_rows, jnp.argmax(log_probs, axis=-1).astype(jnp.int32), pad_id)
+        token = jnp.where(open_rows, token, pad_id)
         is_eos = open_rows & (token == eos_id)
         attention = state.attention
         if attention is not None and result.attention is not None:
@@ -98,7 +96,7 @@ def greedy_search(
 
     source_length = result.attention.shape[-1] if return_attention and result.attention is not None else None
     state = _start(token, done, cache, max_len=max_len, pad_id=pad_id, source_length=source_length)
-    return _as_hypotheses(lax.while_loop(unfinished, advance, state), pad_id)
+    return _as_hypotheses(run_loop(advance, state, max_len), pad_id)
 
 
 def _start(token: Array, done: Array, cache: Cache, *, max_len: int, pad_id: int, source_length: int | None) -> _State:

@@ -1,4 +1,9 @@
-"""Choosing among candidates: what is forbidden, which are the largest, and gathering by beam."""
+"""Choosing among candidates: what is forbidden, which are the largest, and gathering by beam.
+
+A vocabulary may be split over the devices of some mesh axes (`vocab_axes`, inside `jax.shard_map`): parts
+of one width, in the order of the token ids. Then each device sends its own few best candidates, never its
+log-probabilities, and all of them choose the same from what was sent.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from seq2seq_jax.interfaces import Array
+from seq2seq_jax.interfaces import Array, StepResult
 
 _BLOCK = 128  # width of the blocks in `select_largest`
 _BLOCKS_FROM = 2048  # axes from this width on are searched in blocks
@@ -17,10 +22,54 @@ def gather_beams(x: Array, index: Array) -> Array:
     return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1, mode="promise_in_bounds")
 
 
-def forbid(log_probs: Array, tokens: tuple[int, ...]) -> Array:
-    """`log_probs` `[..., V]` in float32, -inf for the given tokens."""
-    vocab = np.arange(log_probs.shape[-1])
-    return jnp.where(np.isin(vocab, tokens), -jnp.inf, log_probs.astype(jnp.float32))
+def count_tokens(result: StepResult, vocab_axes: tuple[str, ...]) -> int:
+    """The columns of the whole vocabulary, padding included.
+
+    Raises:
+      ValueError: if the step's vocabulary is split and the search's is not, or the other way round.
+    """
+    if result.token_ids is not None and not vocab_axes:
+        raise ValueError("The step returned `token_ids`: name the mesh axes of its split vocabulary as `vocab_axes`.")
+    if result.token_ids is None and vocab_axes:
+        raise ValueError(f"`vocab_axes` {vocab_axes} need a step over a split vocabulary, with `token_ids`.")
+    parts = lax.axis_size(vocab_axes) if vocab_axes else 1
+    return result.log_probs.shape[-1] * parts
+
+
+def forbid(log_probs: Array, tokens: tuple[int, ...], token_ids: Array | None = None) -> Array:
+    """`log_probs` `[..., V]` in float32, -inf for the given tokens; column v is token v or `token_ids[v]`."""
+    log_probs = log_probs.astype(jnp.float32)
+    if token_ids is None:
+        return jnp.where(np.isin(np.arange(log_probs.shape[-1]), tokens), -jnp.inf, log_probs)
+    return jnp.where(jnp.isin(token_ids, jnp.asarray(tokens, jnp.int32)), -jnp.inf, log_probs)
+
+
+def select_tokens(
+    log_probs: Array, count: int, token_ids: Array | None = None, vocab_axes: tuple[str, ...] = ()
+) -> tuple[Array, Array]:
+    """The `count` best tokens of the whole vocabulary, the same on all devices that hold a part of it.
+
+    Args:
+      log_probs: `[..., V]` float32, or this device's part `[..., V_local]`.
+      count: How many; all of them where there are fewer.
+      token_ids: `[V_local]` int32, the tokens of this part; None where the vocabulary is whole.
+      vocab_axes: The mesh axes over which it is split.
+
+    Returns:
+      Their log-probabilities, largest first, and the tokens, both `[..., count]`; ties as in `lax.top_k`, lowest
+      token first. A column at -inf of a split vocabulary, as its padding is, comes back as token 0.
+    """
+    values, index = select_largest(log_probs, min(count, log_probs.shape[-1]))
+    if token_ids is None or not vocab_axes:
+        return values, index
+    # The two travel as one message: as integers, which no device rounds or flushes to zero.
+    part = jnp.stack([lax.bitcast_convert_type(values, jnp.int32), token_ids[index]])
+    bits, tokens = lax.all_gather(part, vocab_axes, axis=part.ndim - 1, tiled=True, to="invarying")
+    values = lax.bitcast_convert_type(bits, jnp.float32)
+    values, order = lax.top_k(values, min(count, values.shape[-1]))
+    tokens = jnp.take_along_axis(tokens, order, axis=-1)
+    # The next step must not look up a padding column: where that gives NaN, it would outdo every other beam.
+    return values, jnp.where(values == -jnp.inf, 0, tokens)
 
 
 def select_largest(x: Array, count: int) -> tuple[Array, Array]:
@@ -29,6 +78,8 @@ def select_largest(x: Array, count: int) -> tuple[Array, Array]:
     The `count` largest elements lie in the `count` blocks with the largest maxima: only these are sorted.
     With blocks in their order ties are resolved alike, lowest index first.
     """
+    if count == 1:
+        return jnp.max(x, axis=-1, keepdims=True), jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
     width = x.shape[-1]
     blocks = -(-width // _BLOCK)
     if width < _BLOCKS_FROM or count > blocks // 4:
@@ -39,4 +90,5 @@ def select_largest(x: Array, count: int) -> tuple[Array, Array]:
     chosen = jnp.sort(chosen, axis=-1)
     x = jnp.take_along_axis(x, chosen[..., None], axis=-2)
     values, index = lax.top_k(x.reshape(*x.shape[:-2], -1), count)
-    return values, jnp.take_along_axis(chosen, index // _BLOCK, axis=-1) * _BLOCK + index % _BLOCK
+    index = jnp.take_along_axis(chosen, index // _BLOCK, axis=-1) * _BLOCK + index % _BLOCK
+    return values, jnp.minimum(index, width - 1)  # at -inf it may be of the filling

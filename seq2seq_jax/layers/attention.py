@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import matrix_initializer
+from seq2seq_jax.layers.parameters import declare
 
 
 def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> Float[Array, "*B S"]:
@@ -62,16 +63,11 @@ class AdditiveAttention(nn.Module):
     init_scale: float = 0.04
 
     def setup(self) -> None:
-        init = matrix_initializer(self.init_scale)
-        partitioned = nn.with_logical_partitioning
-        self.query_kernel = self.param(
-            "query_kernel", partitioned(init, ("embed", "attention")), (self.query_features, self.features)
-        )
-        self.key_kernel = self.param(
-            "key_kernel", partitioned(init, ("embed", "attention")), (self.key_features, self.features)
-        )
-        self.bias = self.param("bias", partitioned(nn.initializers.zeros, ("attention",)), (self.features,))
-        self.v = self.param("v", partitioned(init, ("attention",)), (self.features,))
+        init, width = matrix_initializer(self.init_scale), self.features
+        self.query_kernel = declare(self, "query_kernel", init, (self.query_features, width), ("embed", "attention"))
+        self.key_kernel = declare(self, "key_kernel", init, (self.key_features, width), ("embed", "attention"))
+        self.bias = declare(self, "bias", nn.initializers.zeros, (width,), ("attention",))
+        self.v = declare(self, "v", init, (width,), ("attention",))
 
     def project_keys(self, hidden: Array) -> Array:
         """`K k + b` of every source position: `[B, S, D]` to `[B, S, A]`."""

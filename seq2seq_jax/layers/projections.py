@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import table_gain, table_initializer
+from seq2seq_jax.layers.parameters import declare
 
 
 class Embedding(nn.Module):
@@ -17,20 +21,22 @@ class Embedding(nn.Module):
         features: D.
         dtype: dtype of what `__call__` returns.
         init_scale: see `seq2seq_jax.layers.initializers`.
+        look_up: `look_up(table, tokens) -> vectors`; another one where devices hold parts of the table.
     """
 
     vocab_size: int
     features: int
     dtype: jnp.dtype = jnp.float32
     init_scale: float = 0.04
+    look_up: Callable[[Array, Array], Array] = functools.partial(jnp.take, axis=0)
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(table_initializer(self.init_scale), ("vocab", "embed"))
-        self.table = self.param("table", init, (self.vocab_size, self.features))
+        init = table_initializer(self.init_scale)
+        self.table = declare(self, "table", init, (self.vocab_size, self.features), ("vocab", "embed"))
 
     def __call__(self, tokens: Array) -> Array:
         """Tokens `[...]` int32 to vectors `[..., D]`."""
-        vectors = jnp.take(self.table, tokens, axis=0) * table_gain(self.init_scale, self.features)
+        vectors = self.look_up(self.table, tokens) * table_gain(self.init_scale, self.features)
         return vectors.astype(self.dtype)
 
 
@@ -51,11 +57,9 @@ class Softmax(nn.Module):
 
     def setup(self) -> None:
         if self.own_kernel:
-            init = nn.with_logical_partitioning(table_initializer(self.init_scale), ("vocab", "embed"))
-            self.kernel = self.param("kernel", init, (self.vocab_size, self.features))
-        self.bias = self.param(
-            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",)), (self.vocab_size,)
-        )
+            init = table_initializer(self.init_scale)
+            self.kernel = declare(self, "kernel", init, (self.vocab_size, self.features), ("vocab", "embed"))
+        self.bias = declare(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",))
 
     def __call__(self, hidden: Array, shared: Array | None = None) -> Array:
         """Hidden states `[..., D]` to logits `[..., V]` float32; products in the dtype of `hidden`."""

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
+from seq2seq_jax.layers.parameters import declare
 
 Carry = tuple[Array, Array]
 """Cell and output, `(c [B, H], h [B, H])`, both float32."""
@@ -130,7 +131,7 @@ def lstm(
         The outputs `[T, B, H]` float32 (zero where masked), and the state after the last real step.
     """
     batch, width = projected.shape[1], recurrent_kernel.shape[0]
-    zeros = jnp.zeros((batch, width), jnp.float32)
+    zeros = jnp.zeros_like(projected, jnp.float32, shape=(batch, width))
     c0, h0 = initial if initial is not None else (zeros, zeros)
     cells, outputs = _lstm(projected, recurrent_kernel, mask, c0, h0, reverse)
     last = 0 if reverse else -1
@@ -159,6 +160,16 @@ def _product_bwd(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
 product.defvjp(_product_fwd, _product_bwd)
 
 
+def run_lstm(parameters: tuple[Array, Array, Array], x: Array, mask: Array) -> Array:
+    """One layer from zeros over `x` `[T, B, D]`: outputs `[T, B, H]` in its dtype.
+
+    The parameters are input kernel `[D, 4H]`, recurrent kernel `[H, 4H]` and bias `[4H]`.
+    """
+    kernel, recurrent, bias = parameters
+    outputs, _ = lstm(bias + product(x, kernel), recurrent, mask)
+    return outputs.astype(x.dtype)
+
+
 class LSTM(nn.Module):
     """The parameters of one LSTM layer, and the two ways to run it: a whole sequence, or one step.
 
@@ -180,20 +191,20 @@ class LSTM(nn.Module):
     def setup(self) -> None:
         init, bias = matrix_initializer(self.init_scale), gate_bias_initializer(self.init_scale)
         width = 4 * self.features
-        self.input_kernel = self.param(
-            "input_kernel",
-            nn.with_logical_partitioning(init, ("embed", "gates")),
-            (sum(self.input_features), width),
-        )
-        self.recurrent_kernel = self.param(
-            "recurrent_kernel", nn.with_logical_partitioning(init, ("hidden", "gates")), (self.features, width)
-        )
-        self.bias = self.param("bias", nn.with_logical_partitioning(bias, ("gates",)), (width,))
+        inputs = sum(self.input_features)
+        self.input_kernel = declare(self, "input_kernel", init, (inputs, width), ("embed", "gates"))
+        self.recurrent_kernel = declare(self, "recurrent_kernel", init, (self.features, width), ("hidden", "gates"))
+        self.bias = declare(self, "bias", bias, (width,), ("gates",))
 
     def kernels(self) -> list[Array]:
         """The rows of the input kernel that belong to each part, `[part, 4H]`, in the compute dtype."""
         ends = [sum(self.input_features[: n + 1]) for n in range(len(self.input_features))]
         return jnp.split(self.input_kernel.astype(self.dtype), ends[:-1])
+
+    def parameters(self) -> tuple[Array, Array, Array]:
+        """Input kernel, recurrent kernel and bias in the compute dtype, for `run_lstm`."""
+        own = (self.input_kernel, self.recurrent_kernel, self.bias)
+        return own[0].astype(self.dtype), own[1].astype(self.dtype), own[2].astype(self.dtype)
 
     def project(self, *parts: Array | None) -> Array:
         """Input products plus bias, `[..., 4H]`: all that can be done before the loop.

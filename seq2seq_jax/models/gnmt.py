@@ -19,8 +19,9 @@ whole target first and without a context, all its outputs ask at once, and the l
 answers. Every layer then runs over whole sequences.
 
 Differs from the paper: dropout on every non-recurrent connection (Zaremba et al. 2014), the top
-output included; no clipping of the accumulators (section 6); one device's program, which the rules
-of `seq2seq_jax.parallel` spread over a mesh. The decoder starts from zeros, as the paper has it.
+output included; no clipping of the accumulators (section 6). The decoder starts from zeros, as the
+paper has it. Layers of one shape are one stack, `encoder_stack` and `decoder_stack`, which runs over the
+devices of a mesh as `execution` says; the layers below them run by rows.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
 from seq2seq_jax.layers.attention import AdditiveAttention, attend
-from seq2seq_jax.layers.dropout import Dropout, dropout_mask
+from seq2seq_jax.layers.dropout import Dropout, dropout_mask, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.recurrent import LSTM, Carry, lstm_cell
+from seq2seq_jax.layers.recurrent import LSTM, Carry, lstm_cell, run_lstm
+from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
 ATTENTION_FROM = ("previous_step", "current_step")
 SHARED = ("none", "target", "all")
@@ -107,30 +110,46 @@ class GNMTCache:
 
 
 class GNMT(nn.Module):
-    """Encoder, attention and decoder of GNMT; keeps the `Seq2Seq` protocol."""
+    """Encoder, attention and decoder of GNMT; keeps the `Seq2Seq` protocol.
+
+    Attributes:
+        config: sizes and choices.
+        execution: what to know of the devices it runs on.
+    """
 
     config: GNMTConfig
+    execution: Execution = ONE_PROGRAM
 
     def setup(self) -> None:
         cfg = self.config
         dtype, scale = jnp.dtype(cfg.dtype), cfg.init_scale
-        width = cfg.features
+        width, context = cfg.features, self.memory_features
+        look_up = self.execution.look_up
+        run = self.execution.stack_runner() or run_in_order
 
         def layer(*inputs: int) -> LSTM:
             return LSTM(width, inputs, dtype=dtype, init_scale=scale)
 
-        self.target_embedding = Embedding(cfg.target_vocab, width, dtype, scale)
+        def stack(layers: int, residual_from: int, side: int = 0) -> LSTMStack:
+            return LSTMStack(layers, width, side, residual_from, cfg.dropout, dtype, scale, run)
+
+        self.target_embedding = Embedding(cfg.target_vocab, width, dtype, scale, look_up)
         self.source_embedding = (
-            self.target_embedding if cfg.share_embeddings == "all" else Embedding(cfg.source_vocab, width, dtype, scale)
+            self.target_embedding
+            if cfg.share_embeddings == "all"
+            else Embedding(cfg.source_vocab, width, dtype, scale, look_up)
         )
         self.softmax = Softmax(cfg.target_vocab, width, own_kernel=cfg.share_embeddings == "none", init_scale=scale)
         self.encoder_bottom_forward = layer(width)
         self.encoder_bottom_backward = layer(width)
-        self.encoder = [layer(2 * width if n == 0 else width) for n in range(cfg.encoder_layers - 1)]
-        memory_width = self.memory_features
-        first = (width, memory_width) if cfg.attention_from == "previous_step" else (width,)
-        self.decoder = [layer(*(first if n == 0 else (width, memory_width))) for n in range(cfg.decoder_layers)]
-        self.attention = AdditiveAttention(cfg.attention_features, width, memory_width, dtype, scale)
+        if cfg.encoder_layers > 1:
+            self.encoder_second = layer(2 * width)
+        if cfg.encoder_layers > 2:
+            self.encoder_stack = stack(cfg.encoder_layers - 2, 0)
+        self.decoder_bottom = layer(*((width, context) if cfg.attention_from == "previous_step" else (width,)))
+        if cfg.decoder_layers > 1:
+            self.decoder_stack = stack(cfg.decoder_layers - 1, 1, context)
+        self.attention = AdditiveAttention(cfg.attention_features, width, context, dtype, scale)
         self.dropout = Dropout(cfg.dropout)
 
     @property
@@ -138,49 +157,63 @@ class GNMT(nn.Module):
         """Width of the encoder's output: D, or 2D where the bidirectional layer is the only one."""
         return self.config.features * (2 if self.config.encoder_layers == 1 else 1)
 
+    def _places(self, tokens: Array) -> Array:
+        """What dropout is keyed by, `[T, B, 2]`, for tokens `[B, T]`."""
+        return make_places(self.execution.row_numbers(tokens.shape[0]), tokens.shape[1])
+
     def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
         """Source tokens `[B, S]` to the memory that the decoder attends to."""
-        mask = source_mask.T
-        x = self.dropout(self.source_embedding(source.T), train=train)  # [S, B, D]
-        ahead, _ = self.encoder_bottom_forward(x, mask=mask)
-        back, _ = self.encoder_bottom_backward(x, mask=mask, reverse=True)
-        x = jnp.concatenate([ahead, back], axis=-1)  # [S, B, 2D]
-        for n, layer in enumerate(self.encoder):
-            y, _ = layer(self.dropout(x, train=train), mask=mask)
-            x = y + x if n >= 1 else y
-        hidden = self.dropout(x, train=train).swapaxes(0, 1) * source_mask[..., None].astype(x.dtype)
+        mask, places = source_mask.T, self._places(source)
+        x = self.dropout(self.source_embedding(source.T), places, train=train)  # [S, B, D]
+        x = self._bottom(x, mask)
+        if self.config.encoder_layers > 1:
+            x, _ = self.encoder_second(self.dropout(x, places, train=train), mask=mask)
+        if self.config.encoder_layers > 2:
+            x, _ = self.encoder_stack(x, mask=mask, places=places, train=train)
+        x = self.dropout(x, places, train=train)
+        hidden = x.swapaxes(0, 1) * source_mask[..., None].astype(x.dtype)
         return Memory(hidden=hidden, mask=source_mask, projected=self.attention.project_keys(hidden))
+
+    def _bottom(self, x: Array, mask: Array) -> Array:
+        """The bottom encoder layer in both directions, `[S, B, D]` to `[S, B, 2D]`."""
+        forward, backward = self.encoder_bottom_forward, self.encoder_bottom_backward
+        both = self.execution.both_directions(run_lstm, forward.parameters(), backward.parameters(), x, mask)
+        if both is not None:
+            return both
+        ahead, _ = forward(x, mask=mask)
+        back, _ = backward(x, mask=mask, reverse=True)
+        return jnp.concatenate([ahead, back], axis=-1)
 
     def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
         """Teacher forcing over `target_in` `[B, T]`. Padding comes last, so that no step needs a mask."""
-        mask = jnp.ones(target_in.T.shape, bool)
-        x = self.dropout(self.target_embedding(target_in.T), train=train)  # [T, B, D]
+        places = self._places(target_in)
+        mask = jnp.ones_like(target_in.T, bool)
+        x = self.dropout(self.target_embedding(target_in.T), places, train=train)  # [T, B, D]
         if self.config.attention_from == "previous_step":
-            x, contexts, weights = self._attending_bottom(x, memory, train=train)
+            x, contexts, weights = self._attending_bottom(x, memory, places, train=train)
         else:
-            x, _ = self.decoder[0](x, mask=mask)
+            x, _ = self.decoder_bottom(x, mask=mask)
             contexts, weights = self.attention(x.swapaxes(0, 1), memory.projected, memory.hidden, memory.mask)
             contexts = contexts.swapaxes(0, 1)
-        for n, layer in enumerate(self.decoder[1:]):
-            y, _ = layer(self.dropout(x, train=train), self.dropout(contexts, train=train), mask=mask)
-            x = y + x if n >= 1 else y
-        hidden = self.dropout(x, train=train).swapaxes(0, 1)
+        if self.config.decoder_layers > 1:
+            x, _ = self.decoder_stack(x, contexts, mask=mask, places=places, train=train)
+        hidden = self.dropout(x, places, train=train).swapaxes(0, 1)
         return DecoderOutput(hidden=hidden, attention=weights)
 
-    def _attending_bottom(self, x: Array, memory: Memory, *, train: bool) -> tuple[Array, Array, Array]:
+    def _attending_bottom(self, x: Array, memory: Memory, places: Array, *, train: bool) -> tuple[Array, Array, Array]:
         """The paper's bottom decoder layer: one loop over T in which the last output asks first.
 
         Returns outputs `[T, B, D]`, contexts `[T, B, Dm]` and weights `[B, T, S]`.
         """
-        bottom = self.decoder[0]
+        bottom = self.decoder_bottom
         query_kernel, v = self.attention.weights()
         _, context_kernel = bottom.kernels()
         recurrent_kernel = bottom.recurrent_kernel.astype(context_kernel.dtype)
         projected = bottom.project(x, None)  # [T, B, 4D]
-        length, batch, _ = x.shape
-        noise_shape = (length, batch, self.memory_features)
         rate = self.config.dropout if train else 0.0
-        noise = dropout_mask(self.make_rng("dropout"), rate, noise_shape, x.dtype) if rate else None
+        noise = None
+        if rate:
+            noise = dropout_mask(self.make_rng("dropout"), rate, places, self.memory_features, x.dtype)
 
         @jax.checkpoint
         def step(carry: Carry, inputs: tuple[Array, Array | None]) -> tuple[Carry, tuple[Array, Array, Array]]:
@@ -193,14 +226,15 @@ class GNMT(nn.Module):
             c, h = lstm_cell((z + read @ context_kernel + h @ recurrent_kernel).astype(jnp.float32), c)
             return (c, h), (h, context, weights)
 
-        zeros = jnp.zeros((batch, self.config.features), jnp.float32)
+        zeros = jnp.zeros_like(projected, jnp.float32, shape=(x.shape[1], self.config.features))
         _, (outputs, contexts, weights) = jax.lax.scan(step, (zeros, zeros), (projected, noise))
         return outputs.astype(x.dtype), contexts, weights.swapaxes(0, 1)
 
     def init_cache(self, memory: Memory, max_len: int) -> GNMTCache:
         """All states zero; `max_len` is not needed by a recurrent decoder."""
         shape = (memory.mask.shape[0], self.config.decoder_layers, self.config.features)
-        return GNMTCache(c=jnp.zeros(shape, jnp.float32), h=jnp.zeros(shape, jnp.float32))
+        zeros = jnp.zeros_like(memory.hidden, jnp.float32, shape=shape)
+        return GNMTCache(c=zeros, h=zeros)
 
     def decode_step(self, token: Array, step: Array, memory: Memory, cache: GNMTCache) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
@@ -211,20 +245,20 @@ class GNMT(nn.Module):
             contexts, weights = self.attention(h[:, None], memory.projected, memory.hidden, memory.mask)
             return contexts[:, 0], weights[:, 0]
 
-        states = [(cache.c[:, n], cache.h[:, n]) for n in range(self.config.decoder_layers)]
+        bottom = (cache.c[:, 0], cache.h[:, 0])
         x = self.target_embedding(token)
         if self.config.attention_from == "previous_step":
-            context, weights = ask(states[0][1])
-            states[0] = self.decoder[0].step(x, context, carry=states[0])
+            context, weights = ask(bottom[1])
+            bottom = self.decoder_bottom.step(x, context, carry=bottom)
         else:
-            states[0] = self.decoder[0].step(x, carry=states[0])
-            context, weights = ask(states[0][1])
-        x = states[0][1].astype(dtype)
-        for n, layer in enumerate(self.decoder[1:], start=1):
-            states[n] = layer.step(x, context, carry=states[n])
-            y = states[n][1].astype(dtype)
-            x = y + x if n >= 2 else y
-        new = GNMTCache(c=jnp.stack([c for c, _ in states], 1), h=jnp.stack([h for _, h in states], 1))
+            bottom = self.decoder_bottom.step(x, carry=bottom)
+            context, weights = ask(bottom[1])
+        x = bottom[1].astype(dtype)
+        c, h = bottom[0][:, None], bottom[1][:, None]
+        if self.config.decoder_layers > 1:
+            x, above = self.decoder_stack.step(x, context, carry=(cache.c[:, 1:], cache.h[:, 1:]))
+            c, h = jnp.concatenate([c, above[0]], 1), jnp.concatenate([h, above[1]], 1)
+        new = GNMTCache(c=c, h=h)
         return StepOutput(hidden=x, attention=weights, cache=new)
 
     @property

@@ -20,9 +20,10 @@ from flax import linen as nn
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
-from seq2seq_jax.layers.dropout import Dropout
+from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.recurrent import LSTM
+from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,36 +71,49 @@ class LSTMSeq2Seq(nn.Module):
     """Two stacks of LSTMs joined by a state; keeps the `Seq2Seq` protocol."""
 
     config: LSTMConfig
+    execution: Execution = ONE_PROGRAM
 
     def setup(self) -> None:
         cfg = self.config
-        dtype, scale = jnp.dtype(cfg.dtype), cfg.init_scale
-        self.source_embedding = Embedding(cfg.source_vocab, cfg.features, dtype, scale)
-        self.target_embedding = Embedding(cfg.target_vocab, cfg.features, dtype, scale)
-        self.encoder = [LSTM(cfg.features, (cfg.features,), dtype, scale) for _ in range(cfg.layers)]
-        self.decoder = [LSTM(cfg.features, (cfg.features,), dtype, scale) for _ in range(cfg.layers)]
+        dtype, scale, look_up = jnp.dtype(cfg.dtype), cfg.init_scale, self.execution.look_up
+        run = self.execution.stack_runner() or run_in_order
+
+        def stack() -> LSTMStack:
+            return LSTMStack(cfg.layers, cfg.features, 0, cfg.layers, cfg.dropout, dtype, scale, run)
+
+        self.source_embedding = Embedding(cfg.source_vocab, cfg.features, dtype, scale, look_up)
+        self.target_embedding = Embedding(cfg.target_vocab, cfg.features, dtype, scale, look_up)
+        self.encoder, self.decoder = stack(), stack()
         self.softmax = Softmax(cfg.target_vocab, cfg.features, init_scale=scale)
         self.dropout = Dropout(cfg.dropout)
 
+    def _places(self, tokens: Array) -> Array:
+        """What dropout is keyed by, `[T, B, 2]`, for tokens `[B, T]`."""
+        return make_places(self.execution.row_numbers(tokens.shape[0]), tokens.shape[1])
+
     def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
         """Source tokens `[B, S]` to the last state of every layer, in `Memory.projected`."""
-        mask = source_mask.T
-        x = self.source_embedding(source.T)
-        states = []
-        for layer in self.encoder:
-            x, state = layer(self.dropout(x, train=train), mask=mask, reverse=self.config.reverse_source)
-            states.append(state)
-        last = LSTMState(c=jnp.stack([c for c, _ in states], 1), h=jnp.stack([h for _, h in states], 1))
+        x, (c, h) = self.encoder(
+            self.source_embedding(source.T),
+            mask=source_mask.T,
+            places=self._places(source),
+            reverse=self.config.reverse_source,
+            train=train,
+        )
+        last = LSTMState(c=c.swapaxes(0, 1), h=h.swapaxes(0, 1))
         return Memory(hidden=x.swapaxes(0, 1), mask=source_mask, projected=last)
 
     def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
         """Teacher forcing over `target_in` `[B, T]`."""
-        mask = jnp.ones(target_in.T.shape, bool)
-        x = self.target_embedding(target_in.T)
-        for n, layer in enumerate(self.decoder):
-            initial = (memory.projected.c[:, n], memory.projected.h[:, n])
-            x, _ = layer(self.dropout(x, train=train), mask=mask, initial=initial)
-        return DecoderOutput(hidden=self.dropout(x, train=train).swapaxes(0, 1))
+        places = self._places(target_in)
+        x, _ = self.decoder(
+            self.target_embedding(target_in.T),
+            mask=jnp.ones_like(target_in.T, bool),
+            places=places,
+            initial=(memory.projected.c.swapaxes(0, 1), memory.projected.h.swapaxes(0, 1)),
+            train=train,
+        )
+        return DecoderOutput(hidden=self.dropout(x, places, train=train).swapaxes(0, 1))
 
     def init_cache(self, memory: Memory, max_len: int) -> LSTMState:
         """The encoder's last state; `max_len` is not needed by a recurrent decoder."""
@@ -108,12 +122,8 @@ class LSTMSeq2Seq(nn.Module):
     def decode_step(self, token: Array, step: Array, memory: Memory, cache: LSTMState) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
         del step, memory
-        x, states = self.target_embedding(token), []
-        for n, layer in enumerate(self.decoder):
-            states.append(layer.step(x, carry=(cache.c[:, n], cache.h[:, n])))
-            x = states[-1][1].astype(x.dtype)
-        new = LSTMState(c=jnp.stack([c for c, _ in states], 1), h=jnp.stack([h for _, h in states], 1))
-        return StepOutput(hidden=x, attention=None, cache=new)
+        x, (c, h) = self.decoder.step(self.target_embedding(token), carry=(cache.c, cache.h))
+        return StepOutput(hidden=x, attention=None, cache=LSTMState(c=c, h=h))
 
     def softmax_weights(self) -> tuple[Array, Array]:
         """Kernel `[V, D]` and bias `[V]` of the output projection, float32."""

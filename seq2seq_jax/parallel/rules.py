@@ -1,15 +1,61 @@
-"""Logical axis → mesh axis, one table per strategy."""
+"""Logical axis → mesh axes: one table per strategy.
+
+A model names the axes of its parameters (`("layers", "hidden", "gates")`), a table says over which
+mesh axes each name is split at rest. Rules are tried from the top; a mesh axis serves one axis of an
+array, and only where it divides it: seven layers over eight stages fall through to the next rule, which
+splits their gates instead. `compute` names the splits that are kept while the step computes; all others
+are gathered when the step begins.
+
+| strategy        | at rest on a device              | sent in a step                                              |
+|-----------------|----------------------------------|-------------------------------------------------------------|
+| `data_parallel` | everything                       | gradients, once (all-reduce)                                |
+| `fsdp`          | 1/fsdp of everything             | parameters gathered once, gradients scattered once          |
+| `balanced`      | its layers, its share of all     | activations from stage to stage; hidden states to the       |
+|                 | tables over every device         | vocabulary's shards and their gradients back                |
+| `exact`         | its layers, 1/stage of all       | as `balanced`, but devices of `tensor` 0 do the layers and  |
+|                 | tables                           | those of `tensor` 1 the softmax, and wait for each other    |
+"""
 
 from __future__ import annotations
 
-RULES: dict[str, tuple[tuple[str, str | None], ...]] = {
-    # Every device holds all parameters and a part of the batch; gradients are summed over `data`.
-    "data_parallel": (
-        ("batch", "data"),
-        ("vocab", None),
-        ("embed", None),
-        ("hidden", None),
-        ("gates", None),
-        ("attention", None),
+import dataclasses
+
+Rule = tuple[str, tuple[str, ...]]
+
+NAMES = ("batch", "layers", "vocab", "embed", "hidden", "gates", "attention")
+"""Every logical axis there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """Where parameters live.
+
+    Attributes:
+        at_rest: rules for parameters and optimizer state between steps.
+        compute: rules that are kept inside the step; the rest of `at_rest` is gathered.
+    """
+
+    at_rest: tuple[Rule, ...]
+    compute: tuple[Rule, ...] = ()
+
+
+def _over(axis: str, *names: str) -> tuple[Rule, ...]:
+    return tuple((name, (axis,)) for name in names or ("gates", "attention", "hidden", "embed"))
+
+
+_LAYERS: tuple[Rule, ...] = (("layers", ("stage",)),)
+# Below, "tensor" stands before "stage" and "fsdp" last: an axis that falls through to another one is split there in
+# that order, and what comes last is undone first, so that every move is one all-to-all.
+_BALANCED = (*_LAYERS, ("vocab", ("stage", "tensor")))
+_EXACT = (*_LAYERS, ("vocab", ("stage",)))
+
+RULES: dict[str, Strategy] = {
+    "data_parallel": Strategy(at_rest=()),
+    "fsdp": Strategy(at_rest=(("vocab", ("fsdp",)), *_over("fsdp"))),
+    "balanced": Strategy(
+        at_rest=(*_BALANCED, *_over("tensor"), *_over("stage"), *_over("fsdp")),
+        compute=_BALANCED,
     ),
+    "exact": Strategy(at_rest=(*_EXACT, *_over("stage"), *_over("fsdp")), compute=_EXACT),
 }
+"""By the value of `config.parallel.strategy`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,14 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seq2seq_jax.data.pipeline import length_batches
-from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocabs
 from seq2seq_jax.decode.beam import beam_search
 from seq2seq_jax.decode.greedy import greedy_search
 from seq2seq_jax.decode.steps import seq2seq_step
 from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
-from seq2seq_jax.train.losses import cross_entropy
+from seq2seq_jax.parallel.layout import Execution, Layout
+from seq2seq_jax.parallel.shard import plan_leaves
+from seq2seq_jax.parallel.softmax import VocabularySplit, cross_entropy
+from seq2seq_jax.parallel.spread import specs_at_rest, take_parts
+from seq2seq_jax.parallel.varying import varying_axes
 
 
 def make_loss(
@@ -53,6 +60,8 @@ def make_loss(
             weights,
             label_smoothing=label_smoothing,
             chunk=chunk,
+            split=model.execution.vocabulary,
+            vocab_size=model.config.target_vocab,
         )
         tokens = jnp.sum(weights)
         return sums.loss, {
@@ -90,6 +99,89 @@ class Search:
         return int(self.length_factor * source_len) + self.length_extra
 
 
+Decode = Callable[..., Hypotheses]
+"""`decode(params, source [B, S], source_mask [B, S], row_mask [B], *, max_len) -> Hypotheses`, jitted."""
+
+
+def make_decode(model: nn.Module, search: Search, layout: Layout, boxed: PyTree) -> Decode:
+    """Builds the search of a model on a mesh: rows over the devices that share batches, the vocabulary split.
+
+    Args:
+        model: a linen module that keeps the `Seq2Seq` protocol.
+        search: how to search.
+        layout: where the parameters live.
+        boxed: the abstract parameters with the names of their axes.
+    """
+    replicated = NamedSharding(layout.mesh, PartitionSpec())
+    jit = functools.partial(jax.jit, static_argnames=("max_len",), out_shardings=replicated)
+    if layout.step == "jit":
+        return jit(functools.partial(_decode, model, search))
+    split = VocabularySplit(layout.execution.vocabulary.axes)
+    local = functools.partial(_decode, model.clone(execution=Execution(vocabulary=split)), search)
+    leaves = plan_leaves(boxed, layout, layers_here=True)
+    specs = specs_at_rest(leaves)
+    sizes = layout.mesh.shape
+
+    def decode(params: PyTree, source: Array, source_mask: Array, row_mask: Array, *, max_len: int) -> Hypotheses:
+        shared = tuple(axis for axis in ("data", "fsdp") if sizes[axis] > 1)
+        if source.shape[0] % math.prod(sizes[axis] for axis in shared):
+            shared = ()  # a few rows: every device does all of them
+
+        def on_device(params: PyTree, *batch: Array) -> Hypotheses:
+            found = local(take_parts(leaves, params, ()), *batch, max_len=max_len)
+            return jax.tree.map(lambda x: _agree(x, shared), found)
+
+        rows = PartitionSpec(shared)
+        return jax.shard_map(on_device, mesh=layout.mesh, in_specs=(specs, rows, rows, rows), out_specs=rows)(
+            params, source, source_mask, row_mask
+        )
+
+    return jit(decode)
+
+
+def _agree(x: Array, rows: tuple[str, ...]) -> Array:
+    """What all devices of a group have found alike, marked as such (the largest of equal values)."""
+    axes = tuple(sorted(varying_axes(x) - set(rows)))
+    if not axes:
+        return x
+    return jax.lax.pmax(x.astype(jnp.int32) if x.dtype == bool else x, axes).astype(x.dtype)
+
+
+def _decode(
+    model: nn.Module,
+    search: Search,
+    params: PyTree,
+    source: Array,
+    source_mask: Array,
+    row_mask: Array,
+    *,
+    max_len: int,
+) -> Hypotheses:
+    """One batch on one program: encodes, then searches."""
+    variables, vocab_axes = {"params": params}, model.execution.vocabulary.axes
+    memory = model.apply(variables, source, source_mask, train=False, method="encode")
+    cache = model.apply(variables, memory, max_len, method="init_cache")
+    step = seq2seq_step(model, params, memory, vocab_axes=vocab_axes, vocab_size=model.config.target_vocab)
+    tokens = jnp.zeros_like(source, shape=source.shape[:1])
+    attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
+    table = jnp.array([search.longest(length) for length in range(source.shape[1] + 1)], jnp.int32)
+    lengths = table[source_mask.sum(axis=-1)]  # by the table: the same rounding as `max_len`
+    ids = {"bos_id": BOS_ID, "eos_id": EOS_ID, "pad_id": PAD_ID}
+    common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, **ids}
+    common |= {"return_attention": attends, "vocab_axes": vocab_axes}
+    if search.beam_size == 1:
+        return greedy_search(step, cache, **common)
+    return beam_search(
+        step,
+        cache,
+        beam_size=search.beam_size,
+        length_penalty=search.length_penalty,
+        coverage_penalty=search.coverage_penalty if attends else 0.0,
+        source_mask=source_mask,
+        **common,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One entry of an n-best list."""
@@ -120,43 +212,16 @@ class Translator:
     """Translates sentences with a model; holds the compiled searches, one a shape.
 
     Args:
-        model: a linen module that keeps the `Seq2Seq` protocol.
+        decode: the jitted search, see `make_decode`.
         vocabs: of both sides.
-        search: how to search.
+        search: how it searches.
         rows: sentences decoded at a time.
         max_source_len: tokens with eos; a longer source is cut there.
     """
 
-    def __init__(self, model: nn.Module, vocabs: Vocabs, search: Search, *, rows: int, max_source_len: int):
-        self.model, self.vocabs, self.search = model, vocabs, search
+    def __init__(self, decode: Decode, vocabs: Vocabs, search: Search, *, rows: int, max_source_len: int):
+        self._decode, self.vocabs, self.search = decode, vocabs, search
         self.rows, self.max_source_len = rows, max_source_len
-        self._decode = jax.jit(self._search, static_argnames=("max_len",))
-
-    def _search(
-        self, params: PyTree, source: Array, source_mask: Array, row_mask: Array, *, max_len: int
-    ) -> Hypotheses:
-        search, variables, vocab = self.search, {"params": params}, self.vocabs.target
-        memory = self.model.apply(variables, source, source_mask, train=False, method="encode")
-        cache = self.model.apply(variables, memory, max_len, method="init_cache")
-        step = seq2seq_step(self.model, params, memory)
-        tokens = jnp.zeros(source.shape[:1], jnp.int32)
-        attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
-        table = jnp.array([search.longest(length) for length in range(source.shape[1] + 1)], jnp.int32)
-        lengths = table[source_mask.sum(axis=-1)]  # by the table: the same rounding as `max_len`
-        ids = {"bos_id": vocab.bos_id, "eos_id": vocab.eos_id, "pad_id": vocab.pad_id}
-        common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, **ids}
-        common["return_attention"] = attends
-        if search.beam_size == 1:
-            return greedy_search(step, cache, **common)
-        return beam_search(
-            step,
-            cache,
-            beam_size=search.beam_size,
-            length_penalty=search.length_penalty,
-            coverage_penalty=search.coverage_penalty if attends else 0.0,
-            source_mask=source_mask,
-            **common,
-        )
 
     def translate(
         self, params: PyTree, lines: Sequence[str], *, poll: Callable[[], None] = lambda: None

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from seq2seq_jax.errors import UserError
@@ -21,6 +22,7 @@ from seq2seq_jax.errors import UserError
 QUARANTINE = "quarantine"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a step that is not committed yet
 _REMOVED = ".removed"  # a step on its way out
+_MOST = 1000  # numbers that hosts agree on at a time
 
 
 def is_primary() -> bool:
@@ -54,6 +56,15 @@ def prepare_folder(directory: str | os.PathLike[str], *, read_only: bool) -> Pat
 def list_steps(folder: Path) -> list[int]:
     """The committed steps, oldest first."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def agree_on(numbers: list[int]) -> list[int]:
+    """The first host's list, on all hosts: what one of them wrote, a shared disk may show to another only later."""
+    if jax.process_count() == 1:
+        return numbers
+    padded = np.full(_MOST, -1, np.int32)
+    padded[: len(numbers)] = numbers[-_MOST:]
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
 
 
 def remove_steps(folder: Path, steps: Iterable[int]) -> None:

@@ -10,11 +10,12 @@ A step without a manifest comes of a crash between the two; it is usable, with a
 module and not by Orbax, which removes the old step once the new one is committed: here one is removed only after a
 newer one has its manifest. Metrics travel in the step's record, and the best step is chosen from them.
 
-Folders must be local or mounted: files are renamed, synced and hashed in place.
+Folders must be local or mounted, and the same for all hosts: files are renamed, synced and hashed in place.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -23,15 +24,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.train.checkpoint_folder import (
     QUARANTINE,
+    agree_on,
     describe_error,
     drop_orbax_error,
     is_primary,
@@ -136,7 +135,7 @@ class Checkpoints:
             raise ValueError(f"step {step} cannot be saved: {self.directory} is closed or was opened for reading only")
         record = make_record(meta, metrics or {})
         self.wait()
-        if step in self.steps():
+        if step in agree_on(self.steps()):
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
         try:
@@ -195,7 +194,7 @@ class Checkpoints:
           NoUsableCheckpointError: there are checkpoints, and all are damaged.
         """
         self.wait()
-        steps = self.steps()
+        steps = agree_on(self.steps())
         if step is not None and step not in steps:
             raise UserError(f"{self.directory} has no checkpoint of step {step}; it has {steps or 'none'}")
         quarantine = self.directory / QUARANTINE
@@ -226,7 +225,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The committed step with the best `best_metric` (the newer one of equals), or None."""
-        return next(iter(self._rank()), None)
+        return next(iter(agree_on(self._rank()[:1])), None)
 
     def metrics(self, step: int) -> dict[str, float]:
         """The scores that were saved with a step; empty if none were or they cannot be read."""
@@ -340,10 +339,9 @@ class Checkpoints:
             try:
                 self._records[step] = read_manifest(self._folder(step))
             except (OSError, ValueError):
-                try:
-                    items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-                    self._records[step] = self._manager.restore(step, args=items)["meta"]
-                except Exception:  # damaged or gone: it has no scores, and restore will say why
+                try:  # not through Orbax, which would wait for all hosts to ask
+                    self._records[step] = json.loads((self._folder(step) / "meta" / "metadata").read_text())
+                except (OSError, ValueError):  # damaged or gone: it has no scores, and restore will say why
                     return {}
         return self._records[step]
 
@@ -352,10 +350,7 @@ class Checkpoints:
         verdict = Verdict(Standing.BAD, "see the log of the first host")
         if is_primary():
             verdict = verify_manifest(self._folder(step), step=step)
-        if jax.process_count() == 1:
-            return verdict
-        standing = Standing(int(multihost_utils.broadcast_one_to_all(np.int32(verdict.standing))))
-        return Verdict(standing, verdict.reason)
+        return Verdict(Standing(agree_on([verdict.standing])[0]), verdict.reason)
 
     def _read(self, step: int, abstract_state: PyTree, verdict: Verdict) -> Restored:
         """Reads one step.
@@ -379,21 +374,21 @@ class Checkpoints:
                 raise
             raise _UnreadableError(f"{verdict.reason}, and it cannot be read: {describe_error(error)}") from error
         self._records[step] = record
-        if verdict.standing is Standing.UNVERIFIED:
+        if verdict.standing is Standing.UNVERIFIED and is_primary():
             self._warn(f"checkpoint of step {step} was read but could not be verified: {verdict.reason}")
-            if is_primary() and not self._read_only:
+            if not self._read_only:
                 self._hashing = step, self._hasher.submit(write_manifest, self._folder(step), step=step, record=record)
         return Restored(step, found["state"], record["meta"])
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged step to the quarantine under a name of its own."""
-        if self._read_only:
-            self._warn(f"checkpoint of step {step} in {self.directory} is damaged ({reason}): skipped")
-            return
-        target = quarantine_step(self.directory, step)
-        self._records.pop(step, None)
-        self._manager.reload()
-        self._warn(f"checkpoint of step {step} is damaged ({reason}): moved to {target}, an older one is tried")
+        done = "skipped"
+        if not self._read_only:
+            done = f"moved to {quarantine_step(self.directory, step)}, an older one is tried"
+            self._records.pop(step, None)
+            self._manager.reload()
+        if is_primary():
+            self._warn(f"checkpoint of step {step} in {self.directory} is damaged ({reason}): {done}")
 
 
 class _UnreadableError(Exception):

@@ -61,8 +61,9 @@ class Run:
 
     Attributes:
         step: the compiled step.
-        batches: `batches(start)` yields the global batches start, start + 1, ... read ahead.
-        place: puts a batch onto the devices.
+        batches: `batches(start)` yields (this host's rows of) the global batches start, start + 1, ... read ahead.
+        example_ids: `example_ids(n)` are those of global batch n, -1 for a filling row.
+        place: puts a batch (with the other hosts' rows) onto the devices.
         evaluate: `evaluate(state) -> metrics` on dev; may raise `Terminated` when asked to stop.
         meta: `meta(step)` is what a checkpoint says of itself (examples consumed, digests).
         learning_rate: of a step.
@@ -73,6 +74,7 @@ class Run:
 
     step: CompiledStep
     batches: Callable[[int], Iterator[Batch]]
+    example_ids: Callable[[int], np.ndarray]
     place: Callable[[Batch], Batch]
     evaluate: Callable[[TrainState], Mapping[str, float]]
     meta: Callable[[int], Mapping[str, Any]]
@@ -134,13 +136,12 @@ class _Follower:
 
     def __init__(self, run: Run, metrics: MetricsFile, tell: Callable[[str], None]):
         self._run, self._metrics, self._tell = run, metrics, tell
-        self._waiting: deque[tuple[int, Sums, np.ndarray, int]] = deque()
+        self._waiting: deque[tuple[int, Sums, int]] = deque()
         self.window = Window()
 
     def push(self, step: int, sums: Sums, batch: Batch) -> None:
         """Notes a step that was sent, and reads the one `LAG` steps before it."""
-        slots = batch.source.size + batch.target_in.size
-        self._waiting.append((step, sums, np.asarray(batch.example_ids), slots))
+        self._waiting.append((step, sums, batch.source.size + batch.target_in.size))
         if len(self._waiting) > LAG:
             self._read()
 
@@ -150,11 +151,11 @@ class _Follower:
             self._read()
 
     def _read(self) -> None:
-        step, sums, example_ids, slots = self._waiting.popleft()
+        step, sums, slots = self._waiting.popleft()
         values = {name: float(value) for name, value in jax.device_get(dict(sums)).items()}
         skipped = int(values.pop("skipped"))
         if not values["finite"]:
-            ids = [int(i) for i in example_ids if i >= 0]
+            ids = [int(i) for i in self._run.example_ids(step - 1) if i >= 0]
             self._metrics.write({"step": step, "event": "skipped", "in_a_row": skipped, "example_ids": ids})
             self._tell(f"step {step}: loss or gradient not finite, update left out ({skipped} in a row)")
             values = {name: (value if np.isfinite(value) else 0.0) for name, value in values.items()}
@@ -193,7 +194,8 @@ def fit(
             batch = next(batches)
             window.wait += time.monotonic() - waited
             compiled = run.step.seconds
-            state, sums = run.step(state, run.place(batch))
+            batch = run.place(batch)
+            state, sums = run.step(state, batch)
             window.aside += run.step.seconds - compiled
             follower.push(done, sums, batch)
             checkpoints.poll()

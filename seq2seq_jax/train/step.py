@@ -10,9 +10,7 @@ import optax
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
-
-Loss = Callable[[PyTree, Batch, Array], tuple[Array, Sums]]
-"""`loss(params, batch, key) -> (objective, sums)`: sums over the batch; `sums["weight"]` is the divisor."""
+from seq2seq_jax.parallel.spread import Gradient
 
 
 @struct.dataclass
@@ -32,11 +30,12 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation) -> Train
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, seed: int
+    gradient: Gradient, optimizer: optax.GradientTransformation, *, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds `step(state, batch) -> (state, sums)`, to be jitted with the state donated.
 
-    The gradient is that of the batch's mean. A step whose loss or gradient norm is not finite
+    `gradient` is that of the batch's sums, of which `sums["weight"]` is the divisor: what is followed is the
+    gradient of the mean. A step whose loss or gradient norm is not finite
     changes nothing but the counters (`skipped`, and `step`: its batch is consumed); one whose update
     is not finite leaves the parameters alone (its gradient, which was finite, enters the moments).
 
@@ -45,7 +44,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (objective, sums), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
+        (objective, sums), grads = gradient(state.params, batch, key)
         weight = jnp.maximum(sums["weight"], 1.0)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)

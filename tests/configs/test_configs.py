@@ -42,7 +42,7 @@ def test_presets_build(name, preset):
     config = load(name).get_config(preset)
     check_config(config)
     module, model_config = make_model(config, config.vocab.size, config.vocab.size)
-    make_training(config)
+    make_training(config, config.vocab.size, config.vocab.size)
     tokens = jax.ShapeDtypeStruct((1, 2), "int32")
     mask = jax.ShapeDtypeStruct((1, 2), bool)
     shapes = jax.eval_shape(module(model_config).init, jax.random.key(0), tokens, mask, tokens)

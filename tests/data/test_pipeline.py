@@ -13,7 +13,6 @@ from seq2seq_jax.data.plan import PlannedBatch, make_plan
 from seq2seq_jax.data.shapes import Shape
 from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab import train_vocabs
-from seq2seq_jax.errors import UserError
 
 rng = np.random.default_rng(0)
 PAIRS = TokenPairs(
@@ -90,12 +89,27 @@ def test_reader_yields_the_planned_batches_in_order_over_epochs(threads):
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_hosts_share_the_rows_of_one_global_batch(hosts):
+@pytest.mark.parametrize("split", ["blocks", "interleaved", "held_twice"])
+def test_hosts_read_their_rows_of_one_global_batch(hosts, split):
+    """Whatever rows the mesh gives a host, it reads those and no others."""
+
+    def rows_of(host):
+        held = {"blocks": host, "interleaved": host, "held_twice": host // 2}[split]
+        groups = hosts // 2 if split == "held_twice" else hosts
+        if split == "interleaved":
+            return lambda rows: np.arange(rows)[held::groups]
+        return lambda rows: np.arange(rows).reshape(groups, -1)[held]
+
     whole = list(batches(PAIRS, PLAN, start=0, stop=6))
-    shares = [list(batches(PAIRS, PLAN, start=0, stop=6, process_index=p, process_count=hosts)) for p in range(hosts)]
-    for n in range(6):
-        joined = jax.tree.map(lambda *rows: np.concatenate(rows), *(share[n] for share in shares))
-        assert_equal(joined, whole[n])
+    shares = [list(batches(PAIRS, PLAN, start=0, stop=6, rows_of=rows_of(host))) for host in range(hosts)]
+    for n, batch in enumerate(whole):
+        seen = set()
+        for host, share in enumerate(shares):
+            rows = rows_of(host)(len(batch.row_mask))
+            assert len(share[n].row_mask) == len(batch.row_mask) // (hosts // 2 if split == "held_twice" else hosts)
+            assert_equal(share[n], jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))
+            seen |= set(rows.tolist())
+        assert seen == set(range(len(batch.row_mask)))
 
 
 def test_resumed_reader_goes_on_where_the_other_stopped():
@@ -121,11 +135,9 @@ def test_threads_end_when_the_reader_is_left():
 
 def test_empty_and_impossible_ranges():
     assert list(batches(PAIRS, PLAN, start=3, stop=3)) == []
-    for wrong in ({"start": 3, "stop": 2}, {"start": 0, "stop": 1, "process_index": 1}):
+    for start, stop in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="must be"):
-            batches(PAIRS, PLAN, **wrong)
-    with pytest.raises(UserError, match="do not divide among 3 hosts"):
-        batches(PAIRS, PLAN, start=0, stop=1, process_count=3)
+            batches(PAIRS, PLAN, start=start, stop=stop)
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 9))

@@ -1,4 +1,4 @@
-"""Dropout: how much it keeps, that its mean is right, and that its draws depend on the key alone."""
+"""Dropout: how much it keeps, that its mean is right, and that a draw depends on key, row and time alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seq2seq_jax.layers.dropout import Dropout, dropout_mask
+from seq2seq_jax.layers.dropout import Dropout, dropout_mask, make_places
 
-SHAPE = (256, 1024)
+TIMES, ROWS, WIDTH = 32, 8, 1024
+FLOAT32, BFLOAT16 = np.dtype(np.float32), jnp.dtype(jnp.bfloat16)
+PLACES = make_places(jnp.arange(ROWS), TIMES)
+
+
+def test_places_are_row_and_time():
+    places = np.asarray(make_places(jnp.array([7, 3]), 3))
+    np.testing.assert_array_equal(places, [[[7, t], [3, t]] for t in range(3)])
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(0.1, 230), (0.2, 205), (0.5, 128), (0.9, 26), (0.999, 1)])
 def test_kept_share_and_scale(rate, kept):
-    factors = np.asarray(dropout_mask(jax.random.key(0), rate, SHAPE, jnp.float32))
+    factors = np.asarray(dropout_mask(jax.random.key(0), rate, PLACES, WIDTH, FLOAT32))
+    assert factors.shape == (TIMES, ROWS, WIDTH)
     # Kept elements have one value, such that the mean over all 256 bytes is exactly one.
     assert set(np.unique(factors)) == {np.float32(0.0), np.float32(256 / kept)}
     assert abs(kept / 256 - (1 - rate)) <= 1 / 256
@@ -26,35 +34,54 @@ def test_kept_share_and_scale(rate, kept):
 
 @pytest.mark.parametrize("rate", [0.0, 0.001])
 def test_a_rate_below_half_a_byte_keeps_everything(rate):
-    np.testing.assert_array_equal(dropout_mask(jax.random.key(0), rate, (4, 300), jnp.float32), 1.0)
+    factors = dropout_mask(jax.random.key(0), rate, PLACES, 30, FLOAT32)
+    assert factors.shape == (TIMES, ROWS, 30)
+    np.testing.assert_array_equal(factors, 1.0)
 
 
-def test_rows_and_columns_are_not_alike():
-    kept = np.asarray(dropout_mask(jax.random.key(1), 0.5, SHAPE, jnp.float32)) > 0
-    for axis in (0, 1):
-        count = SHAPE[axis]
+def test_times_rows_and_columns_are_not_alike():
+    kept = np.asarray(dropout_mask(jax.random.key(1), 0.5, PLACES, WIDTH, FLOAT32)) > 0
+    for axis in range(3):
+        count = kept.shape[axis]
         assert abs(kept.mean(axis) - 0.5).max() < 6 * 0.5 / np.sqrt(count)
         neighbours = np.take(kept, range(1, count), axis) == np.take(kept, range(count - 1), axis)
         assert abs(neighbours.mean() - 0.5) < 5 * 0.5 / np.sqrt(neighbours.size)
 
 
+def test_row_and_time_are_not_interchangeable():
+    """Row 1 at time 2 and row 2 at time 1 draw for themselves."""
+    factors = np.asarray(dropout_mask(jax.random.key(1), 0.5, PLACES, WIDTH, FLOAT32))
+    same = factors[:ROWS] == factors[:ROWS].swapaxes(0, 1)
+    assert abs(same[~np.eye(ROWS, dtype=bool)].mean() - 0.5) < 0.02
+
+
 def test_the_key_decides():
-    draws = [np.asarray(dropout_mask(jax.random.key(seed), 0.3, SHAPE, jnp.bfloat16)) for seed in (0, 0, 1)]
+    draws = [np.asarray(dropout_mask(jax.random.key(seed), 0.3, PLACES, 40, BFLOAT16)) for seed in (0, 0, 1)]
     assert draws[0].dtype == jnp.bfloat16
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).mean() > 0.3
 
 
-@pytest.mark.parametrize("axes", [("data", "model"), (("data", "model"), None), (None, "model")])
+@pytest.mark.parametrize("width", [40, 37])
+def test_a_row_draws_the_same_wherever_it_lies_and_however_long_its_batch_is(width):
+    whole = np.asarray(dropout_mask(jax.random.key(2), 0.4, PLACES, width, FLOAT32))
+    rows, first = np.array([5, 0, 3]), 4
+    part = dropout_mask(jax.random.key(2), 0.4, make_places(jnp.asarray(rows), TIMES + 9), width, FLOAT32)
+    np.testing.assert_array_equal(part[:TIMES], whole[:, rows])
+    piece = dropout_mask(jax.random.key(2), 0.4, PLACES[first : first + 5], width, FLOAT32)
+    np.testing.assert_array_equal(piece, whole[first : first + 5])
+
+
+@pytest.mark.parametrize("axes", [("data", "model"), (None, ("data", "model")), (None, None, "model")])
 def test_the_draw_does_not_depend_on_how_it_is_sharded(axes):
     mesh = Mesh(np.array(jax.devices("cpu")[:8]).reshape(4, 2), ("data", "model"))
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     module, key = Dropout(0.3), jax.random.key(3)
 
     def drop(x, key):
-        return module.apply({}, x, train=True, rngs={"dropout": key})
+        return module.apply({}, x, PLACES, train=True, rngs={"dropout": key})
 
-    x = np.asarray(jax.random.normal(jax.random.key(4), (64, 32)))
+    x = np.asarray(jax.random.normal(jax.random.key(4), (TIMES, ROWS, 32)))
     want = jax.jit(drop)(x, key)
     sharded = jax.jit(drop, in_shardings=(sharding, None), out_shardings=sharding)(jax.device_put(x, sharding), key)
     assert len(sharded.sharding.device_set) == 8
@@ -63,15 +90,15 @@ def test_the_draw_does_not_depend_on_how_it_is_sharded(axes):
 
 
 def test_module_scales_what_it_keeps_and_is_nothing_outside_training():
-    x = jnp.full((64, 64), 3.0)
+    x = jnp.full((TIMES, ROWS, 64), 3.0)
     module = Dropout(0.5)
-    dropped = module.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    dropped = module.apply({}, x, PLACES, train=True, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(dropped)) == {0.0, 6.0}
-    np.testing.assert_array_equal(module.apply({}, x, train=False), x)
-    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, train=True), x)
+    np.testing.assert_array_equal(module.apply({}, x, PLACES, train=False), x)
+    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, PLACES, train=True), x)
 
 
 def test_gradient_passes_where_the_value_did():
-    x, key = jax.random.normal(jax.random.key(0), (32, 8)), jax.random.key(1)
-    run = jax.vjp(lambda x: Dropout(0.4).apply({}, x, train=True, rngs={"dropout": key}), x)
+    x, key = jax.random.normal(jax.random.key(0), (TIMES, ROWS, 8)), jax.random.key(1)
+    run = jax.vjp(lambda x: Dropout(0.4).apply({}, x, PLACES, train=True, rngs={"dropout": key}), x)
     np.testing.assert_allclose(run[1](jnp.ones_like(x))[0], run[0] / x, rtol=1e-6)

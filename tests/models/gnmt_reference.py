@@ -30,6 +30,15 @@ def lstm_step(layer, inputs, cell, output):
     return cell, sigma(o) * np.tanh(cell)
 
 
+def get_layer(params, side, number):
+    """The parameters of layer `number` of the encoder or decoder; layers count from 1, as in the paper's figure 1."""
+    alone = {("encoder", 2): "encoder_second", ("decoder", 1): "decoder_bottom"}
+    if (side, number) in alone:
+        return params[alone[side, number]]
+    below = 2 if side == "encoder" else 1
+    return {name: leaf[number - below - 1] for name, leaf in params[f"{side}_stack"].items()}
+
+
 def lstm_sequence(layer, vectors):
     """The outputs of one layer over a list of vectors, from a state of zeros."""
     width = layer["recurrent_kernel"].shape[0]
@@ -47,8 +56,8 @@ def encode(params, source, layers):
     left_to_right = lstm_sequence(params["encoder_bottom_forward"], words)
     right_to_left = lstm_sequence(params["encoder_bottom_backward"], words[::-1])[::-1]
     x = [np.concatenate(pair) for pair in zip(left_to_right, right_to_left, strict=True)]
-    for number in range(2, layers + 1):  # layers count from 1, as in the paper's figure 1
-        m = lstm_sequence(params[f"encoder_{number - 2}"], x)
+    for number in range(2, layers + 1):
+        m = lstm_sequence(get_layer(params, "encoder", number), x)
         x = [new + old for new, old in zip(m, x, strict=True)] if number >= 3 else m
     return x
 
@@ -64,20 +73,21 @@ def attend(attention, query, memory):
 
 def decode(params, target_in, memory, layers, attention_from):
     """Hidden states `[T, D]` below the softmax and attention `[T, S]` of one target."""
-    width = params["decoder_0"]["recurrent_kernel"].shape[0]
+    width = params["decoder_bottom"]["recurrent_kernel"].shape[0]
     states = [(np.zeros(width), np.zeros(width)) for _ in range(layers)]
     hidden, attention = [], []
     for token in target_in:
         word = params["target_embedding"]["table"][token]
         if attention_from == "previous_step":
             context, p = attend(params["attention"], states[0][1], memory)
-            states[0] = lstm_step(params["decoder_0"], [word, context], *states[0])
+            states[0] = lstm_step(params["decoder_bottom"], [word, context], *states[0])
         else:
-            states[0] = lstm_step(params["decoder_0"], [word], *states[0])
+            states[0] = lstm_step(params["decoder_bottom"], [word], *states[0])
             context, p = attend(params["attention"], states[0][1], memory)
         x = states[0][1]
         for number in range(2, layers + 1):
-            states[number - 1] = lstm_step(params[f"decoder_{number - 1}"], [x, context], *states[number - 1])
+            layer = get_layer(params, "decoder", number)
+            states[number - 1] = lstm_step(layer, [x, context], *states[number - 1])
             m = states[number - 1][1]
             x = m + x if number >= 3 else m
         hidden.append(x)

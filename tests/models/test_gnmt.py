@@ -210,7 +210,7 @@ def test_the_bottom_decoder_layer_reads_its_context_through_dropout():
     def run_bottom(module, train):
         memory = module.encode(batch["source"], batch["source_mask"], train=False)
         x = module.target_embedding(batch["target_in"].T)
-        return module._attending_bottom(x, memory, train=train)
+        return module._attending_bottom(x, memory, module._places(batch["target_in"]), train=train)
 
     key = jax.random.key(0)
     apply = jax.jit(module.apply, static_argnums=1, static_argnames="method", compiler_options=QUICKLY)

@@ -31,11 +31,11 @@ def translate(params, source, target_in, layers, reverse):
     words = [params["source_embedding"]["table"][token] for token in (source[::-1] if reverse else source)]
     states = []
     for n in range(layers):
-        words, state = read(params[f"encoder_{n}"], words, (np.zeros(WIDTH), np.zeros(WIDTH)))
+        words, state = read({name: leaf[n] for name, leaf in params["encoder"].items()}, words, (np.zeros(WIDTH), np.zeros(WIDTH)))
         states.append(state)
     words = [params["target_embedding"]["table"][token] for token in target_in]
     for n in range(layers):
-        words, _ = read(params[f"decoder_{n}"], words, states[n])
+        words, _ = read({name: leaf[n] for name, leaf in params["decoder"].items()}, words, states[n])
     return np.stack(words) @ params["softmax"]["kernel"].T + params["softmax"]["bias"]
 
 

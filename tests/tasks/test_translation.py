@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,10 +13,11 @@ from flax import linen as nn
 
 from seq2seq_jax.data.vocab import Vocabs, train_vocabs
 from seq2seq_jax.interfaces import Batch, DecoderOutput, Memory
-from seq2seq_jax.layers.dropout import Dropout
+from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
 from seq2seq_jax.models.lstm import LSTMConfig, LSTMSeq2Seq
-from seq2seq_jax.tasks.translation import Search, Translator, make_loss
+from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution, make_layout
+from seq2seq_jax.tasks.translation import Search, Translator, make_decode, make_loss
 
 SHORT = ["abc de", "fa", "gedab", "b"]
 LONG = "abcd efg gfe dc"  # 16 tokens with eos: it is padded to twice the length of the others
@@ -31,15 +33,26 @@ def make_vocabs() -> Vocabs:
     return train_vocabs(CORPUS, upper, joint=False, kind="char", size=40)
 
 
+def shape_parameters(model: nn.Module) -> dict:
+    """The abstract parameters with the names of their axes."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, tokens > 0, tokens))["params"]
+
+
 def randomise(model: nn.Module) -> dict:
     """Parameters drawn large enough for outputs to differ from source to source; some end with eos, some do not."""
-    tokens = jnp.ones((1, 2), jnp.int32)
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, tokens > 0, tokens))
     generator = np.random.default_rng(5)
     params = jax.tree.map(
-        lambda leaf: generator.normal(0.0, 0.4, leaf.shape).astype(np.float32), nn.meta.unbox(boxed)["params"]
+        lambda leaf: generator.normal(0.0, 0.4, leaf.shape).astype(np.float32),
+        nn.meta.unbox(shape_parameters(model)),
     )
     return jax.device_put(params)
+
+
+def make_search(model: nn.Module, search: Search):
+    """The jitted search on one device."""
+    layout = make_layout(data=1, fsdp=1, stage=1, tensor=1)
+    return make_decode(model, search, layout, shape_parameters(model))
 
 
 @functools.cache
@@ -53,7 +66,8 @@ def make_gnmt(dropout: float = 0.3) -> tuple[GNMT, dict]:
 
 @functools.cache
 def make_translator(rows: int = 8, max_source_len: int = 16) -> Translator:
-    return Translator(make_gnmt()[0], make_vocabs(), SEARCH, rows=rows, max_source_len=max_source_len)
+    decode = make_search(make_gnmt()[0], SEARCH)
+    return Translator(decode, make_vocabs(), SEARCH, rows=rows, max_source_len=max_source_len)
 
 
 def translate(lines: list[str], **options):
@@ -199,7 +213,8 @@ def test_a_model_without_attention_translates_too(beam_size):
     vocabs = make_vocabs()
     model = LSTMSeq2Seq(LSTMConfig(len(vocabs.source), len(vocabs.target), features=WIDTH, layers=1))
     params, search = randomise(model), Search(beam_size, ALPHA, BETA, length_factor=1.0, length_extra=2)
-    found = Translator(model, vocabs, search, rows=8, max_source_len=16).translate(params, CORPUS)
+    decode = make_search(model, search)
+    found = Translator(decode, vocabs, search, rows=8, max_source_len=16).translate(params, CORPUS)
     assert [(item.attention, len(item.candidates)) for item in found] == [(None, beam_size)] * len(CORPUS)
     pairs, candidates = pair_up(CORPUS, found)
     want = teacher_force(model, params, pairs)
@@ -261,18 +276,29 @@ def test_the_loss_in_training_has_dropout_that_the_key_decides():
     assert float(still(params, batch, jax.random.key(0))[0]) == float(still(params, batch, None)[0]) not in values
 
 
+PLACES = make_places(jnp.arange(4), 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTokens:
+    target_vocab: int = 2
+
+
 class Probe(nn.Module):
     """Keeps the `Seq2Seq` protocol as far as a loss needs it; shows what its dropout lets through."""
+
+    config: TwoTokens = TwoTokens()
+    execution: Execution = ONE_PROGRAM
 
     def setup(self) -> None:
         self.dropout = Dropout(0.5)
 
     def encode(self, source, source_mask, *, train):
-        return Memory(hidden=self.dropout(jnp.ones((2, 4, 64)), train=train), mask=source_mask)
+        return Memory(hidden=self.dropout(jnp.ones((2, 4, 64)), PLACES, train=train), mask=source_mask)
 
     def decode(self, target_in, memory, *, train):
         """Zero everywhere if, and only if, both halves drew the same mask."""
-        return DecoderOutput(hidden=memory.hidden - self.dropout(jnp.ones((2, 4, 64)), train=train))
+        return DecoderOutput(hidden=memory.hidden - self.dropout(jnp.ones((2, 4, 64)), PLACES, train=train))
 
     def softmax_weights(self):
         """Two tokens; the logit of the first is the sum of the features, that of the second 0."""

@@ -150,6 +150,7 @@ class World:
         run = Run(
             step=CompiledStep(self, shapes=1, tell=lambda line: None),
             batches=self.batches,
+            example_ids=lambda n: np.array([10 * n, -1]),
             place=lambda batch: batch,
             evaluate=self.evaluate,
             meta=lambda step: {"examples": 100 * step},

@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seq2seq_jax.interfaces import Batch
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
+from seq2seq_jax.parallel.layout import make_layout
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.parallel.shard import init_sharded, place_batch
-from seq2seq_jax.train.losses import cross_entropy
+from seq2seq_jax.parallel.softmax import cross_entropy
 from seq2seq_jax.train.optimizers import make_optimizer
 from seq2seq_jax.train.step import init_state, make_train_step
 
@@ -31,6 +32,11 @@ def bits(tree) -> list[bytes]:
 
 
 # --- a model whose gradient is known -------------------------------------------------------------
+
+
+def differentiate(loss):
+    """What a step follows, on a mesh that `jit` looks after."""
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 def squared_error(params, batch, key):
@@ -58,7 +64,7 @@ def make_points(*, y: float = 3.0):
 
 def test_sgd_goes_down_the_gradient_of_the_mean():
     optimizer = make_optimizer("sgd", lambda n: 0.5)
-    state, sums = jax.jit(make_train_step(squared_error, optimizer, seed=0))(
+    state, sums = jax.jit(make_train_step(differentiate(squared_error), optimizer, seed=0))(
         init_state(make_line(), optimizer), make_points()
     )
     # errors 1 and 0 (the third point has no weight): sums of weights 4, of gradients (2, 2)
@@ -71,7 +77,8 @@ def test_sgd_goes_down_the_gradient_of_the_mean():
 
 def test_grad_norm_is_that_before_clipping():
     optimizer = make_optimizer("sgd", lambda n: 1.0, clip_norm=0.01)
-    state, sums = make_train_step(squared_error, optimizer, seed=0)(init_state(make_line(), optimizer), make_points())
+    step = make_train_step(differentiate(squared_error), optimizer, seed=0)
+    state, sums = step(init_state(make_line(), optimizer), make_points())
     assert float(sums["grad_norm"]) == pytest.approx(8**0.5 / 4)
     moved = jax.tree.map(jnp.subtract, state.params, make_line())
     assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-3)
@@ -81,7 +88,7 @@ def test_grad_norm_is_that_before_clipping():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_batch_changes_nothing_but_the_counters(name, bad):
     optimizer = make_optimizer(name, lambda n: 0.1, clip_norm=5.0, adam_steps=2, adam_learning_rate=0.1)
-    step = jax.jit(make_train_step(squared_error, optimizer, seed=0))
+    step = jax.jit(make_train_step(differentiate(squared_error), optimizer, seed=0))
     state, _ = step(init_state(make_line(), optimizer), make_points())
     before = bits((state.params, state.opt_state))
     for run in (1, 2):
@@ -98,7 +105,7 @@ def test_a_bad_batch_changes_nothing_but_the_counters(name, bad):
 def test_a_gradient_that_is_not_finite_is_a_bad_batch_too():
     optimizer = make_optimizer("adam", lambda n: 0.1)
     state = init_state({"slope": jnp.float32(1.0)}, optimizer)
-    after, sums = make_train_step(root_error, optimizer, seed=0)(state, {"x": jnp.array([1.0, 0.0])})
+    after, sums = make_train_step(differentiate(root_error), optimizer, seed=0)(state, {"x": jnp.array([1.0, 0.0])})
     assert np.isfinite(float(sums["loss"])) and not np.isfinite(float(sums["grad_norm"]))
     assert bits((after.params, after.opt_state)) == bits((state.params, state.opt_state))
     assert int(after.skipped) == 1
@@ -107,13 +114,14 @@ def test_a_gradient_that_is_not_finite_is_a_bad_batch_too():
 def test_a_batch_of_weight_zero_is_no_division_by_zero():
     optimizer = make_optimizer("sgd", lambda n: 0.5)
     points = make_points() | {"weight": jnp.zeros(3)}
-    state, sums = make_train_step(squared_error, optimizer, seed=0)(init_state(make_line(), optimizer), points)
+    step = make_train_step(differentiate(squared_error), optimizer, seed=0)
+    state, sums = step(init_state(make_line(), optimizer), points)
     assert bits(state.params) == bits(make_line()) and float(sums["finite"]) == 1.0
 
 
 def test_the_state_can_be_donated_from_the_first_step():
     optimizer = make_optimizer("sgd", lambda n: 0.5)
-    step = jax.jit(make_train_step(squared_error, optimizer, seed=0), donate_argnums=0)
+    step = jax.jit(make_train_step(differentiate(squared_error), optimizer, seed=0), donate_argnums=0)
     state, _ = step(init_state(make_line(), optimizer), make_points())
     assert int(state.step) == 1
 
@@ -125,7 +133,8 @@ def test_the_key_is_a_function_of_seed_and_step():
     optimizer = make_optimizer("sgd", lambda n: 0.0)
 
     def draws(seed: int, first: int, steps: int) -> list[float]:
-        step, state = jax.jit(make_train_step(loss, optimizer, seed=seed)), init_state(make_line(), optimizer)
+        step = jax.jit(make_train_step(differentiate(loss), optimizer, seed=seed))
+        state = init_state(make_line(), optimizer)
         state, found = state.replace(step=jnp.int32(first)), []
         for _ in range(steps):
             state, sums = step(state, make_points())
@@ -148,9 +157,8 @@ def translation_loss(params, batch, key):
         return model.decode(batch.target_in, memory, train=True).hidden, *model.softmax_weights()
 
     hidden, kernel, bias = MODEL.apply({"params": params}, rngs={"dropout": key}, method=run)
-    weights = batch.target_mask.astype(jnp.float32).reshape(-1)
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), batch.target_out.reshape(-1)
-    sums = cross_entropy(hidden, kernel, bias, targets, weights, label_smoothing=0.1, chunk=24)
+    weights = batch.target_mask.astype(jnp.float32)
+    sums = cross_entropy(hidden, kernel, bias, batch.target_out, weights, label_smoothing=0.1, chunk=48)
     return sums.loss, {"loss": sums.loss, "nll": sums.nll, "correct": sums.correct, "weight": weights.sum()}
 
 
@@ -181,7 +189,8 @@ def make_batch(seed: int) -> Batch:
 @functools.cache
 def make_step():
     """Plain gradient descent: Adam would hide a factor that is common to all gradients."""
-    return jax.jit(make_train_step(translation_loss, make_optimizer("sgd", lambda n: 1.0), seed=0))
+    optimizer = make_optimizer("sgd", lambda n: 1.0)
+    return jax.jit(make_train_step(differentiate(translation_loss), optimizer, seed=0))
 
 
 @functools.cache
@@ -192,7 +201,8 @@ def make_start():
         params = MODEL.init(key, batch.source, batch.source_mask, batch.target_in)["params"]
         return init_state(params, make_optimizer("sgd", lambda n: 1.0))
 
-    return jax.tree.map(np.asarray, init_sharded(init, make_mesh(data=1), jax.random.key(0), make_batch(0)))
+    one = make_layout(data=1, fsdp=1, stage=1, tensor=1)
+    return jax.tree.map(np.asarray, init_sharded(init, one, jax.random.key(0), make_batch(0)))
 
 
 def run_steps(state, mesh, numbers):
@@ -252,7 +262,8 @@ def test_the_benchmark_s_peer_is_the_same_computation(monkeypatch, capsys):
 def test_an_update_that_is_not_finite_leaves_the_parameters_alone() -> None:
     params = {"w": jnp.ones(3)}
     optimizer = optax.sgd(1e38)  # times a gradient of 100: more than float32 holds
-    step = jax.jit(make_train_step(lambda p, batch, key: (100.0 * p["w"].sum(), {"weight": 1.0}), optimizer, seed=0))
+    loss = lambda p, batch, key: (100.0 * p["w"].sum(), {"weight": 1.0})  # noqa: E731
+    step = jax.jit(make_train_step(differentiate(loss), optimizer, seed=0))
     state, sums = step(init_state(params, optimizer), None)
     np.testing.assert_array_equal(state.params["w"], params["w"])
     assert float(sums["finite"]) == 0.0 and int(state.skipped) == 1 and int(state.step) == 1

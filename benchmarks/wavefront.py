@@ -1,0 +1,79 @@
+"""One device: a stack of LSTM layers in order against the same stack as a batched wavefront, side by side.
+
+    python benchmarks/wavefront.py [--features 256 --layers 8 --length 64 --rows 1,8,64 --chunk 1,4,16]
+
+Both are run in turns in one process, forward and backward, and the quickest of each is compared: below
+1.00 the wavefront wins. `config.parallel.layers="wavefront"` is the one, "in_order" the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from seq2seq_jax.layers.dropout import make_places
+from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.parallel.pipeline import batched_wavefront
+
+
+def build(run: Callable, args: argparse.Namespace, rows: int) -> tuple[Callable, tuple]:
+    """The jitted value and gradients of a stack, and what to call it with."""
+    stack = LSTMStack(args.layers, args.features, 0, 0, 0.0, jnp.dtype(args.dtype), 0.04, run)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(args.length, rows, args.features)), args.dtype)
+    mask, places = jnp.ones((args.length, rows), bool), make_places(jnp.arange(rows), args.length)
+    plain = LSTMStack(args.layers, args.features, dtype=jnp.dtype(args.dtype))
+    params = nn.meta.unbox(jax.jit(functools.partial(plain.init, mask=mask, places=places))(jax.random.key(0), x))
+
+    def loss(params: dict, x: jax.Array) -> jax.Array:
+        y, _ = stack.apply(params, x, mask=mask, places=places)
+        return jnp.sum(jnp.square(y.astype(jnp.float32)))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, x).compile(), (params, x)
+
+
+def measure(runs: dict[str, tuple[Callable, tuple]], *, seconds: float) -> dict[str, float]:
+    """The least seconds of each, in turns until `seconds` have gone."""
+    best = dict.fromkeys(runs, float("inf"))
+    for call, arguments in runs.values():
+        jax.block_until_ready(call(*arguments))
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, (call, arguments) in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call(*arguments))
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def main() -> None:
+    """Prints a line for every number of rows and every length of a chunk."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--length", type=int, default=64, help="time steps")
+    parser.add_argument("--rows", default="1,8,64", help="rows of the batch, several by commas")
+    parser.add_argument("--chunk", default="1,4,16", help="time steps in a chunk, several by commas")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of measuring for each number of rows")
+    args = parser.parse_args()
+    device = jax.devices()[0].device_kind
+    print(f"{args.layers} layers of {args.features}, {args.length} steps, {args.dtype}, {device}, jax {jax.__version__}")
+    for rows in map(int, args.rows.split(",")):
+        runs = {"in order": build(run_in_order, args, rows)}
+        for chunk in map(int, args.chunk.split(",")):
+            wave = functools.partial(batched_wavefront, chunks=-(-args.length // chunk))
+            runs[f"wavefront, chunks of {chunk}"] = build(wave, args, rows)
+        best = measure(runs, seconds=args.seconds)
+        for name, seconds in best.items():
+            print(f"  {rows:4d} rows  {name:26s} {1e3 * seconds:9.2f} ms  {seconds / best['in order']:5.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

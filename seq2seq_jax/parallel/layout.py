@@ -1,0 +1,164 @@
+"""How a model is laid out: the mesh, the strategy, and what code that runs on it has to know.
+
+`Layout` is what composes a run; `Execution` is the part of it that goes into a model, and its default is
+one device (or `jit`, which spreads a plain program by itself).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from seq2seq_jax.interfaces import Array, PyTree
+from seq2seq_jax.parallel.mesh import AXES, make_mesh
+from seq2seq_jax.parallel.pipeline import batched_wavefront, split_directions, wavefront
+from seq2seq_jax.parallel.softmax import WHOLE, VocabularySplit, look_up
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What a model's code has to know of the devices it runs on.
+
+    Attributes:
+        rows: mesh axes that this program's rows are split over, where it is one device's (`shard_map`).
+        vocabulary: how the devices share vocabularies.
+        stage: mesh axis that layers lie on; None: this device has all of them.
+        batched: run a stack on one device as a batched wavefront.
+        chunks: pieces that a wavefront cuts sequences into; 0 is chosen.
+        idle: as in the exact layout of 2014: a mesh axis whose first devices do the layers and whose last the softmax.
+    """
+
+    rows: tuple[str, ...] = ()
+    vocabulary: VocabularySplit = WHOLE
+    stage: str | None = None
+    batched: bool = False
+    chunks: int = 0
+    idle: str | None = None
+
+    def row_numbers(self, count: int) -> Array:
+        """The numbers in the global batch of this program's rows, `[B]` int32: what random draws are keyed by."""
+        first = lax.axis_index(self.rows) * count if self.rows else 0
+        return first + jnp.arange(count, dtype=jnp.int32)
+
+    def look_up(self, table: Array, tokens: Array) -> Array:
+        """Vectors `[T, B, D]` of tokens `[T, B]` from (this device's part of) a table."""
+        return look_up(table, tokens, split=self.vocabulary)
+
+    def stack_runner(self) -> Callable[..., Any] | None:
+        """How a stack of layers runs; None: in order."""
+        if self.stage is not None:
+            gather = (self.idle, self.stage) if self.idle else (self.stage,)
+            working = (lambda: lax.axis_index(self.idle) == 0) if self.idle else None
+            return functools.partial(wavefront, stage=self.stage, gather=gather, chunks=self.chunks, working=working)
+        return functools.partial(batched_wavefront, chunks=self.chunks) if self.batched else None
+
+    def both_directions(
+        self, run: Callable[[PyTree, Array, Array], Array], forward: PyTree, backward: PyTree, x: Array, mask: Array
+    ) -> Array | None:
+        """A bidirectional layer on pairs of stages, see `split_directions`; None where there are no pairs."""
+        if self.stage is None or lax.axis_size(self.stage) % 2:
+            return None
+        return split_directions(run, forward, backward, x, mask, stage=self.stage)
+
+
+ONE_PROGRAM = Execution()
+"""One device, or a plain program that `jit` spreads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where everything of a training lives.
+
+    Attributes:
+        mesh: all devices.
+        strategy: key of `rules.RULES`.
+        step: "jit" or "shard_map".
+        execution: what the model knows of it while training.
+    """
+
+    mesh: Mesh
+    strategy: str
+    step: str
+    execution: Execution
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The mesh axes that rows are split over: all of more than one device."""
+        return tuple(axis for axis in AXES if self.mesh.shape[axis] > 1)
+
+
+def make_layout(
+    *,
+    data: int,
+    fsdp: int,
+    stage: int,
+    tensor: int,
+    strategy: str = "auto",
+    step: str = "auto",
+    layers: str = "auto",
+    chunks: int = 0,
+    rows_multiple: int = 8,
+    devices: Sequence[jax.Device] | None = None,
+) -> Layout:
+    """Builds a layout; see `config.parallel` for the arguments.
+
+    Raises:
+        ValueError: they contradict each other, or there are not the devices.
+    """
+    if strategy == "exact" and (stage, tensor) == (1, 1):
+        stage, tensor = 4, 2  # as in 2014
+    mesh = make_mesh(data=data, fsdp=fsdp, stage=stage, tensor=tensor, rows_multiple=rows_multiple, devices=devices)
+    sizes = dict(mesh.shape)
+    spread = sizes["stage"] > 1 or sizes["tensor"] > 1
+    if strategy == "auto":
+        strategy = "balanced" if spread else "fsdp" if sizes["fsdp"] > 1 else "data_parallel"
+    _check(strategy, sizes, step=step, layers=layers)
+    if step == "auto":
+        step = "shard_map" if mesh.size > 1 else "jit"
+    rows = tuple(axis for axis in AXES if sizes[axis] > 1)
+    if step == "jit":
+        return Layout(mesh, strategy, step, Execution(batched=layers == "wavefront", chunks=chunks))
+    idle = "tensor" if strategy == "exact" else None
+    vocabulary = WHOLE
+    if spread and strategy in ("balanced", "exact"):
+        axes = tuple(axis for axis in ("stage", "tensor") if sizes[axis] > 1 and axis != idle)
+        vocabulary = VocabularySplit(axes, tuple(axis for axis in rows if axis in ("stage", "tensor")), idle)
+    execution = Execution(
+        rows=rows,
+        vocabulary=vocabulary,
+        stage="stage" if sizes["stage"] > 1 else None,
+        batched=layers == "wavefront",
+        chunks=chunks,
+        idle=idle,
+    )
+    return Layout(mesh, strategy, step, execution)
+
+
+def _check(strategy: str, sizes: dict[str, int], *, step: str, layers: str) -> None:
+    stage, tensor = sizes["stage"], sizes["tensor"]
+    if strategy in ("data_parallel", "fsdp") and (stage > 1 or tensor > 1):
+        raise ValueError(
+            f"`parallel.strategy` must be 'balanced' or 'exact' with stages or tensor shards, but is {strategy!r} with "
+            f"stage={stage} and tensor={tensor} instead."
+        )
+    if strategy == "data_parallel" and sizes["fsdp"] > 1:
+        raise ValueError("`parallel.strategy` must not be 'data_parallel' with `parallel.fsdp` above 1; use 'fsdp'.")
+    if strategy == "exact" and (stage < 2 or tensor != 2):
+        raise ValueError(
+            "`parallel.strategy` 'exact' needs `parallel.tensor`=2 (layers on one half of the devices, the softmax on "
+            f"the other) and `parallel.stage` of at least 2, but they are {tensor} and {stage} instead."
+        )
+    if strategy == "exact" and step == "jit":
+        raise ValueError("`parallel.step` must be 'shard_map' with `parallel.strategy` 'exact', but is 'jit' instead.")
+    if layers == "in_order" and stage > 1 and step != "jit":
+        raise ValueError(
+            f"`parallel.layers` must be 'wavefront' with `parallel.stage`={stage} and the step 'shard_map', but is "
+            "'in_order' instead; set `parallel.step` to 'jit' to let the compiler place layers that run in order."
+        )

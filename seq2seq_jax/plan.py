@@ -1,0 +1,312 @@
+"""What a config needs and how fast it would be on hardware that need not be there: `--mode=plan`.
+
+The real train step and the real search are compiled for the devices, never run, and the compiled
+programs are read (`parallel/topology.py`). All figures are of one device unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import Training, count_parameters, make_training
+from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
+from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
+from seq2seq_jax.scoring import say
+from seq2seq_jax.tasks.translation import Search
+
+
+def plan(
+    config: ConfigDict, root: Path, topology: str | None = None, *, programs: tuple[str, ...] = ("train", "decode")
+) -> dict[str, Any]:
+    """Compiles a config's train step and search for a topology and reads what they hold and do.
+
+    Args:
+        config: the run's; its keys under `parallel` decide the mesh.
+        root: the run's folder; its vocabulary sizes count if it has them.
+        topology: such as "v5p:4x4x8"; the devices at hand if None.
+        programs: which to compile; every one takes its time.
+
+    Returns:
+        The report; its "cure" is empty, or says what to change where it does not fit.
+
+    Raises:
+        UserError: there is no such topology, or the config contradicts itself.
+    """
+    devices = describe_devices(topology) if topology else list(jax.devices())
+    config, note = spread_batch(config, len(devices)) if topology else (config, "")
+    training = make_training(config, *_find_vocab_sizes(config, root), devices=devices)
+    mesh, layout = training.mesh, training.layout
+    hardware = find_hardware(devices[0]) or calibrate(devices[0], devices=len(devices))
+    rows, source_len, target_len = longest_shape(config)
+    report: dict[str, Any] = {
+        "topology": topology or "the devices at hand",
+        "devices": {"count": mesh.size, "there": len(devices), "kind": devices[0].device_kind},
+        "mesh": {name: size for name, size in mesh.shape.items() if size > 1},
+        "strategy": layout.strategy,
+        "hardware": dataclasses.asdict(hardware),
+        "model": config.model.name,
+        "parameters": count_parameters(training.abstract_state().params),
+        "batch": {"rows": rows, "source_len": source_len, "target_len": target_len,
+                  "slots": rows * (source_len + target_len), "slots_per_device": rows * (source_len + target_len)
+                  / mesh.size, "note": note},
+    }  # fmt: skip
+    report |= {"train": {}, "decode": {}, "cure": ""}
+    if "train" in programs:
+        report["train"] = _plan_train(training, hardware, rows, source_len, target_len)
+        report["cure"] = report["train"]["cure"]
+    if "decode" in programs and not report["cure"]:
+        report["decode"] = _plan_decode(training, hardware, source_len)
+        report["cure"] = report["decode"]["cure"]
+    return report
+
+
+def _find_vocab_sizes(config: ConfigDict, root: Path) -> tuple[int, int]:
+    """Those of the run in `root` if it has any, else what the config asks for."""
+    if (root / "vocab" / "vocabs.json").exists():
+        vocabs = Vocabs.load(root / "vocab")
+        return len(vocabs.source), len(vocabs.target)
+    return config.vocab.size, config.vocab.size
+
+
+def spread_batch(config: ConfigDict, devices: int) -> tuple[ConfigDict, str]:
+    """The config with a batch for so many devices, and what was changed.
+
+    A batch that already divides among the devices of the mesh stays. Else `tokens_per_batch` is taken
+    for one device's.
+    """
+    wanted = _count_devices(config, devices)
+    if config.data.rows_multiple % wanted == 0:
+        return config, ""
+    config = ConfigDict(config.to_dict())
+    tokens, multiple = config.data.tokens_per_batch, config.data.rows_multiple
+    config.data.update(rows_multiple=wanted, tokens_per_batch=tokens * wanted)
+    return config, (
+        f"the config's batch of {tokens:,} slots, rows in multiples of {multiple}, does not divide among {wanted:,} "
+        f"devices: planned with {tokens:,} slots a device; to train so, --config.data.rows_multiple={wanted} "
+        f"--config.data.tokens_per_batch={tokens * wanted}"
+    )
+
+
+def _count_devices(config: ConfigDict, devices: int) -> int:
+    """The size of the mesh that the config asks for."""
+    sizes = [config.parallel[axis] for axis in ("data", "fsdp", "tensor", "stage")]
+    if config.parallel.strategy == "exact" and sizes[2:] == [1, 1]:
+        sizes[2:] = [2, 4]
+    fixed = math.prod(size for size in sizes if size > 0)
+    return devices // fixed * fixed if -1 in sizes and fixed <= devices else fixed
+
+
+def longest_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Rows, source and target length of the batch that takes most memory.
+
+    Raises:
+        UserError: the token budget holds not even the least rows of it.
+    """
+    data = config.data
+    length = data.max_source_len + data.max_target_len
+    rows = data.tokens_per_batch // length // data.rows_multiple * data.rows_multiple
+    if rows == 0:
+        raise UserError(
+            f"config.data.tokens_per_batch = {data.tokens_per_batch} is too small: {data.rows_multiple} rows of the "
+            f"longest shape need {data.rows_multiple * length}; raise it, or lower config.data.max_source_len and "
+            "config.data.max_target_len."
+        )
+    return rows, data.max_source_len, data.max_target_len
+
+
+def _plan_train(training: Training, hardware: Hardware, rows: int, source_len: int, target_len: int) -> dict[str, Any]:
+    state = training.abstract_state()
+    batch = training.abstract_batch(rows, source_len, target_len)
+    held = {
+        "parameters": count_bytes_per_device(state.params),
+        "optimizer": count_bytes_per_device(state.opt_state),
+        "batch": count_bytes_per_device(batch),
+    }
+    report = _compile("train step", training, hardware, held, lambda: training.train_step().lower(state, batch))
+    if "seconds" in report:
+        step, slots = report["seconds"]["step"], rows * (source_len + target_len)
+        useful = training.step_flops({"source_tokens": rows * source_len, "target_tokens": rows * target_len})
+        report["tokens_per_second"] = slots / step
+        report["tokens_per_device_hour"] = slots / step * 3600 / training.mesh.size
+        report["mfu"] = useful / step / hardware.peak_flops / training.mesh.size
+        report["mfu_overlapped"] = useful / report["seconds"]["overlapped"] / hardware.peak_flops / training.mesh.size
+    return report
+
+
+def _plan_decode(training: Training, hardware: Hardware, source_len: int) -> dict[str, Any]:
+    """The search over `decode.rows` sentences, or as many more as devices that share them."""
+    keys, sizes = training.config.decode, training.mesh.shape
+    ways = sizes["data"] * sizes["fsdp"]
+    rows = -(-keys.rows // ways) * ways
+    longest = Search(keys.beam_size, keys.length_penalty, keys.coverage_penalty, keys.length_factor, keys.length_extra)
+    max_len = longest.longest(source_len)
+    params = training.abstract_state().params
+    tokens = jax.ShapeDtypeStruct((rows, source_len), jnp.int32)
+    mask, real = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    held = {"parameters": count_bytes_per_device(params), "batch": 5.0 * rows * source_len}
+    search: Any = training.search()
+    report = _compile(
+        "search", training, hardware, held, lambda: search.lower(params, tokens, mask, real, max_len=max_len)
+    )
+    report |= {"rows": rows, "beam_size": keys.beam_size, "max_len": max_len}
+    if "seconds" in report:
+        report["sentences_per_second"] = rows / report["seconds"]["step"]
+    return report
+
+
+def _compile(
+    what: str, training: Training, hardware: Hardware, held: dict[str, float], lower: Callable[[], Any]
+) -> dict[str, Any]:
+    """Compiles one program and reads it; says so, because it takes a while."""
+    mesh = training.mesh
+    say(f"compiling the {what} for {mesh.size:,} x {mesh.devices.flat[0].device_kind} ...")
+    start = time.perf_counter()
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).split("\n")[0].partition("Ran out of memory")[2].split(". HLO")[0]
+        return {"memory": held, "cure": _tell_cure(training, hardware, held, f"the compiler ran out of memory{reason}")}
+    seconds = time.perf_counter() - start
+    found = analyse(compiled, mesh, hardware)
+    report = {"compile_seconds": seconds, **_describe(found, held)}
+    total = report["memory"]["total"]
+    report["memory"]["free"] = hardware.memory - total
+    fits = total <= hardware.memory
+    need = f"the {what} needs {_bytes(total)}"
+    report["cure"] = "" if fits else _tell_cure(training, hardware, report["memory"], need)
+    return report
+
+
+def _describe(found: Analysis, held: dict[str, float]) -> dict[str, Any]:
+    memory, work, estimate = found.memory, found.work, found.time
+    return {
+        "memory": {
+            **held,
+            "padding": max(0.0, memory.arguments - sum(held.values())),
+            "activations": found.activations,
+            "temporaries": memory.temporaries - found.activations,
+            "outputs": memory.outputs,
+            "code": memory.code,
+            "total": memory.total,
+        },
+        "flops": work.flops,
+        "bytes_moved": work.bytes,
+        "loop_iterations": work.trips,
+        "unbounded_loops": work.unbounded,
+        "collectives": [dataclasses.asdict(line) for line in estimate.traffic],
+        "seconds": {
+            "compute": estimate.compute,
+            "memory": estimate.memory,
+            "operations": estimate.operations,
+            "latency": estimate.latency,
+            "communication": estimate.communication,
+            "step": estimate.step,
+            "overlapped": estimate.overlapped,
+            "compiler": estimate.compiler,
+        },
+        "binds": estimate.binds,
+    }
+
+
+def _tell_cure(training: Training, hardware: Hardware, memory: dict[str, float], problem: str) -> str:
+    """One line: what does not fit, what fills the memory, and what to change."""
+    parts = sorted((size, name) for name, size in memory.items() if name not in ("total", "free", "batch", "padding"))
+    filled = ", ".join(f"{name} {_bytes(size)}" for size, name in reversed(parts) if size)
+    config, sizes = training.config, training.mesh.shape
+    changes = [f"fewer tokens (--config.data.tokens_per_batch={config.data.tokens_per_batch // 2})"]
+    if sizes["fsdp"] == 1 and sizes["stage"] == 1:
+        changes.append(f"parameters split (--config.parallel.data=1 --config.parallel.fsdp={training.mesh.size})")
+    if sizes["stage"] == 1:
+        changes.append("layers split (--config.parallel.stage=8)")
+    if config.model.dtype == "float32":
+        changes.append("--config.model.dtype=bfloat16")
+    return (
+        f"does not fit: {problem}, a {hardware.name} has {_bytes(hardware.memory)}; on each device {filled}; "
+        f"change: {'; '.join(changes)}; or more devices."
+    )
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as people read it."""
+    devices, batch, hardware = report["devices"], report["batch"], report["hardware"]
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items()) or "one device"
+    lines = [
+        f"{report['model']}, {report['parameters']:,} parameters, on {report['topology']}: {devices['count']:,} of "
+        f"{devices['there']:,} x {devices['kind']} as {mesh}, strategy {report['strategy']}",
+        f"batch: {batch['rows']:,} rows of {batch['source_len']} + {batch['target_len']} tokens, the longest shape: "
+        f"{batch['slots']:,} slots, {batch['slots_per_device']:,.0f} a device",
+        *([f"note: {batch['note']}"] if batch["note"] else []),
+        f"machine: {hardware['peak_flops'] / 1e12:,.4g} TFLOP/s, {_bytes(hardware['memory'])}, "
+        f"{hardware['bandwidth'] / 1e9:,.4g} GB/s, {hardware['links']} links of "
+        f"{hardware['link_bandwidth'] / 1e9:,.4g} GB/s ({hardware['source']})",
+        f"assumed: {_seconds(hardware['hop_seconds'])} a hop, {_seconds(hardware['kernel_seconds'])} an operation, "
+        f"{_seconds(hardware['loop_seconds'])} an iteration of a loop",
+    ]
+    for name, title in (("train", "train step"), ("decode", "search")):
+        if report[name]:
+            lines += ["", *_render_program(title, report[name], hardware)]
+    return "\n".join(lines)
+
+
+def _render_program(title: str, part: dict[str, Any], hardware: dict[str, Any]) -> list[str]:
+    memory = ", ".join(
+        f"{name} {_bytes(size)}" for name, size in part["memory"].items() if name not in ("total", "free")
+    )
+    if "seconds" not in part:
+        return [f"{title}, on each device: {memory}", f"  {part['cure']}"]
+    shape = ""
+    if "rows" in part:
+        shape = f" ({part['rows']:,} sentences, beam {part['beam_size']}, at most {part['max_len']} tokens)"
+    lines = [
+        f"{title}{shape}, on each device; compiled in {part['compile_seconds']:.0f} s",
+        f"  memory     {_bytes(part['memory']['total'])} of {_bytes(hardware['memory'])}: {memory}",
+        f"  work       {part['flops']:.4g} flops, {_bytes(part['bytes_moved'])} moved, "
+        f"{part['loop_iterations']:,.0f} iterations of loops",
+    ]
+    lines += [f"  not known  how often this loop runs, counted once: {name}" for name in part["unbounded_loops"]]
+    lines += [
+        f"  collective {line['kind']} over {line['axis']}: {line['calls']:,.0f} calls, {_bytes(line['bytes'])}, "
+        f"{_seconds(line['seconds'])}, {line['asynchronous']:.0%} started early"
+        for line in part["collectives"]
+    ]
+    took = part["seconds"]
+    lines.append(
+        f"  time       {_seconds(took['step'])}, bound by {part['binds']}: operations {_seconds(took['operations'])} "
+        f"(arithmetic alone {_seconds(took['compute'])}, memory alone {_seconds(took['memory'])}), latency "
+        f"{_seconds(took['latency'])}, communication {_seconds(took['communication'])}; "
+        f"{_seconds(took['overlapped'])} if all communication is hidden"
+    )
+    if took["compiler"]:
+        lines.append(f"             the compiler's own estimate of the operations: {_seconds(took['compiler'])}")
+    if "mfu" in part:
+        lines.append(
+            f"  speed      {part['tokens_per_second']:,.0f} token slots/s, {part['tokens_per_device_hour']:,.0f} "
+            f"a chip-hour, MFU {part['mfu']:.1%} ({part['mfu_overlapped']:.1%} if all communication is hidden)"
+        )
+    if "sentences_per_second" in part:
+        lines.append(f"  speed      {part['sentences_per_second']:,.1f} sentences/s on all devices")
+    return [*lines, *([f"  {part['cure']}"] if part["cure"] else [])]
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size:,.0f} B"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.2f} s" if value >= 1 else f"{value * 1e3:,.2f} ms" if value >= 1e-3 else f"{value * 1e6:,.1f} us"

@@ -1,0 +1,109 @@
+"""A stack of LSTM layers against single layers one by one, its steps against its sequence, its draws."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from seq2seq_jax.layers import stack as stack_module
+from seq2seq_jax.layers.dropout import dropout_mask, make_places
+from seq2seq_jax.layers.recurrent import LSTM
+from seq2seq_jax.layers.stack import LSTMStack
+
+L, T, B, H, SIDE = 3, 4, 2, 5, 3
+PLACES = make_places(jnp.arange(B), T)
+KEY = jax.random.key(0)
+MASK = jnp.array([[1, 1, 1, 1], [0, 1, 0, 1]], bool).T
+
+
+def draw_inputs():
+    """Input, side input and initial states."""
+    rng = np.random.default_rng(0)
+    shapes = (T, B, H), (T, B, SIDE), (L, B, H), (L, B, H)
+    x, side, c, h = (jnp.asarray(rng.normal(0, 0.7, shape), jnp.float32) for shape in shapes)
+    return x, side, (c, h)
+
+
+def make_stack(**options):
+    """A stack with a side input, and parameters (biases included)."""
+    stack = LSTMStack(L, H, SIDE, **options)
+    x, side, _ = draw_inputs()
+    shapes = nn.meta.unbox(jax.eval_shape(lambda key: stack.init(key, x, side, mask=MASK, places=PLACES), KEY))
+    rng = np.random.default_rng(1)
+    return stack, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("residual_from", [0, 1, L])
+def test_a_stack_is_its_layers_one_by_one(residual_from, reverse):
+    stack, variables = make_stack(residual_from=residual_from)
+    x, side, initial = draw_inputs()
+    found, (c, h) = stack.apply(variables, x, side, mask=MASK, places=PLACES, initial=initial, reverse=reverse)
+    layer = LSTM(H, (H, SIDE))
+    for n in range(L):
+        own = jax.tree.map(lambda leaf, n=n: leaf[n], variables)
+        y, last = layer.apply(own, x, side, mask=MASK, initial=(initial[0][n], initial[1][n]), reverse=reverse)
+        x = x + y if n >= residual_from else y
+        np.testing.assert_allclose((c[n], h[n]), last, atol=2e-6)
+    np.testing.assert_allclose(found, x, atol=2e-6)
+
+
+def test_steps_equal_the_sequence():
+    stack, variables = make_stack(residual_from=1)
+    x, side, initial = draw_inputs()
+    wanted, last = stack.apply(variables, x, side, mask=jnp.ones((T, B), bool), places=PLACES, initial=initial)
+    step = jax.jit(lambda x, side, carry: stack.apply(variables, x, side, carry=carry, method="step"))
+    carry = tuple(state.swapaxes(0, 1) for state in initial)  # [B, L, H], as a search keeps it
+    for t in range(T):
+        y, carry = step(x[t], side[t], carry)
+        np.testing.assert_allclose(y, wanted[t], atol=2e-6)
+    for ours, theirs in zip(carry, last, strict=True):
+        np.testing.assert_allclose(ours.swapaxes(0, 1), theirs, atol=2e-6)
+
+
+def test_every_layer_is_drawn_for_itself_and_names_its_axes():
+    stack = LSTMStack(L, H)
+    x, _, _ = draw_inputs()
+    params = jax.jit(lambda key: stack.init(key, x, mask=MASK, places=PLACES))(KEY)["params"]
+    assert params["input_kernel"].names == ("layers", "embed", "gates")
+    assert params["recurrent_kernel"].names == ("layers", "hidden", "gates") and params["bias"].names[0] == "layers"
+    kernel = np.asarray(params["input_kernel"].value)
+    assert kernel.shape == (L, H, 4 * H)
+    assert len({layer.tobytes() for layer in kernel}) == L
+
+
+def test_every_layer_and_the_side_input_have_dropout_of_their_own(monkeypatch):
+    drawn = []
+
+    def record(*args):
+        drawn.append(np.asarray(dropout_mask(*args)))
+        return drawn[-1]
+
+    monkeypatch.setattr(stack_module, "dropout_mask", record)
+    stack, variables = make_stack(dropout=0.5)
+    x, side, _ = draw_inputs()
+
+    def run(train, key):
+        return stack.apply(variables, x, side, mask=MASK, places=PLACES, train=train, rngs={"dropout": key})[0]
+
+    first = run(True, KEY)
+    assert [factors.shape[-1] for factors in drawn] == [H, SIDE] * L
+    assert len({factors.tobytes() for factors in drawn}) == 2 * L
+    np.testing.assert_array_equal(first, run(True, KEY))
+    assert (np.asarray(first) != np.asarray(run(True, jax.random.key(1)))).any()
+    assert len(drawn) == 6 * L
+    assert (np.asarray(first) != np.asarray(run(False, KEY))).any() and len(drawn) == 6 * L
+
+
+def test_bfloat16_is_near_float32():
+    (low, variables), (full, _) = make_stack(dtype=jnp.bfloat16), make_stack()
+    x, side, initial = draw_inputs()
+    found, carry = low.apply(
+        variables, x.astype(jnp.bfloat16), side.astype(jnp.bfloat16), mask=MASK, places=PLACES, initial=initial
+    )
+    wanted, _ = full.apply(variables, x, side, mask=MASK, places=PLACES, initial=initial)
+    assert found.dtype == jnp.bfloat16 and carry[0].dtype == carry[1].dtype == jnp.float32
+    np.testing.assert_allclose(found.astype(jnp.float32), wanted, atol=0.06)
