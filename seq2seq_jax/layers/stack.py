@@ -21,8 +21,8 @@ from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initia
 from seq2seq_jax.layers.parameters import declare, stacked
 from seq2seq_jax.layers.recurrent import Carry, lstm, lstm_cell, product
 
-Layer = Callable[[PyTree, Any, Carry, Array, PyTree], tuple[Carry, Array]]
-"""`layer(parameters, n, carry, x [T, B, D], extras) -> (carry, x)`: layer n over a piece of a sequence."""
+Layer = Callable[[PyTree, Any, Carry | None, Array, PyTree], tuple[Carry, Array]]
+"""`layer(parameters, n, carry, x [T, B, D], extras) -> (carry, x)`: layer n over a piece; no carry is zeros."""
 
 Run = Callable[..., tuple[Array, Carry]]
 """`run(layer, parameters, carry, x, extras, *, width, reverse) -> (x, carry)`: how a stack is run.
@@ -35,16 +35,13 @@ def run_in_order(
     layer: Layer, parameters: PyTree, carry: Carry | None, x: Array, extras: PyTree, *, width: int, reverse: bool
 ) -> tuple[Array, Carry]:
     """One layer after the other, each over the whole sequence."""
-    del reverse  # the layer knows
+    del width, reverse  # the layer knows
     count = jax.tree.leaves(parameters)[0].shape[0]
     split = [jnp.split(leaf, count) for leaf in parameters]  # transposes to one concatenation, not to L additions
-    if carry is None:
-        zeros = jnp.zeros_like(x, jnp.float32, shape=(count, x.shape[1], width))
-        carry = (zeros, zeros)
     states = []
     for n, parts in enumerate(zip(*split, strict=True)):
         own = tuple(part[0] for part in parts)
-        state, x = layer(own, n, (carry[0][n], carry[1][n]), x, extras)
+        state, x = layer(own, n, None if carry is None else (carry[0][n], carry[1][n]), x, extras)
         states.append(state)
     return x, (jnp.stack([c for c, _ in states]), jnp.stack([h for _, h in states]))
 
@@ -112,14 +109,14 @@ class LSTMStack(nn.Module):
         parameters = (self.input_kernel, self.recurrent_kernel, self.bias)
         extras = {"mask": mask, "places": places} | ({} if side is None else {"side": side})
         rate, dtype, width = self.dropout, self.dtype, self.features
-        layers, residual_from = self.layers, self.residual_from
+        residual_from = self.residual_from
 
         def drop(x: Array, places: Array, draw: Any) -> Array:
             if key is None:
                 return x
             return x * dropout_mask(jax.random.fold_in(key, draw), rate, places, x.shape[-1], x.dtype)
 
-        def layer(own: PyTree, n: Any, carry: Carry, x: Array, extras: PyTree) -> tuple[Carry, Array]:
+        def layer(own: PyTree, n: Any, carry: Carry | None, x: Array, extras: PyTree) -> tuple[Carry, Array]:
             kernel, recurrent, bias = (part.astype(dtype) for part in own)
             projected = bias + product(drop(x, extras["places"], 2 * n), kernel[:width])
             if "side" in extras:
@@ -129,7 +126,7 @@ class LSTMStack(nn.Module):
             if isinstance(n, int):
                 return carry, y + x if n >= residual_from else y
             # A runner that needs equal shares fills the stack up with layers of zeros: these pass their input on.
-            return carry, jnp.where((n >= residual_from) | (n >= layers), y + x, y)
+            return carry, jnp.where(n >= residual_from, y + x, y)
 
         return self.run(layer, parameters, initial, x, extras, width=width, reverse=reverse)
 

