@@ -197,6 +197,9 @@ def _make_run(
     keys, plan, mesh = experiment.config.train, corpus.plan, experiment.training.mesh
     ahead = {"prefetch": experiment.config.data.prefetch, "rows_of": functools.cache(lambda n: rows_here(mesh, n))}
 
+    def meet() -> None:
+        hosts.gather("compiled")
+
     def read(start: int) -> Iterator[Any]:
         return batches(corpus.pairs, plan, start=start, stop=keys.steps, **ahead)
 
@@ -206,7 +209,7 @@ def _make_run(
         return {**place, **digests, "config_sha256": hash_config(experiment.config), "versions": versions()}
 
     return Run(
-        step=CompiledStep(experiment.training.train_step(), shapes=len(plan.shapes), tell=progress.message),
+        step=CompiledStep(experiment.training.train_step(), shapes=len(plan.shapes), tell=progress.message, meet=meet),
         batches=read,
         example_ids=lambda n: plan.batch(n).example_ids,
         place=lambda batch: place_batch(batch, mesh),
@@ -230,7 +233,9 @@ def _make_dev_evaluation(
     config = experiment.config
     translator = experiment.translator(beam_size=config.evaluate.dev_beam_size)
     count = config.evaluate.dev_sentences or len(dev)
-    sums_of = experiment.training.dev_sums()
+    sums_of = CompiledStep(
+        experiment.training.dev_sums(), shapes=DEV_SHAPES, tell=lambda line: None, meet=lambda: hosts.gather("dev")
+    )
     plan, mesh = corpus.dev_plan, experiment.training.mesh
 
     def poll() -> None:
@@ -247,6 +252,7 @@ def _make_dev_evaluation(
             batch = build_batch(corpus.dev, planned, rows=rows_here(mesh, planned.shape.rows))
             sums = jax.device_get(sums_of(state.params, place_batch(batch, mesh)))
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
+        hosts.gather("dev")
         found = translator.translate(state.params, dev.source[:count], poll=poll)
         texts, references = [item.text for item in found], get_references(dev)[:count]
         mean = nll / max(weight, 1.0)

@@ -53,6 +53,7 @@ def evaluate_test(
         stop.check("during the evaluation on test")
 
     say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
+    hosts.gather("test")
     started = time.monotonic()
     found = experiment.translator().translate(chosen.state.params, test.source, poll=poll)
     seconds = time.monotonic() - started

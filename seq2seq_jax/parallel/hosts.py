@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -95,7 +96,9 @@ def finds_cluster(environ: Mapping[str, str]) -> bool:
     if environ.get("JAX_PLATFORMS", "tpu").find("tpu") < 0:
         return False
     pod = "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ
-    return pod or Path("/dev/accel0").exists()  # on a TPU machine only its metadata server knows: JAX asks it
+    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))  # of the older and the newer TPUs
+    # On a TPU machine only its metadata server knows of others: JAX asks it.
+    return pod or (chips and importlib.util.find_spec("libtpu") is not None)
 
 
 def join(
@@ -129,6 +132,10 @@ def join(
         given = {"coordinator_address": place.coordinator, "num_processes": place.count, "process_id": place.index}
         given["cluster_detection_method"] = "deactivate"  # it would give each process of a Slurm task one device
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away from us, and knows no Ctrl-C
+    where = f"host {place.index} of {place.count}, coordinator {place.coordinator}" if place else "found by the cluster"
+    cure = "start all of them at about the same time, each with its own --host, and open the coordinator's port"
+    problem = f"the hosts did not come together within {patience} s ({where}); {cure}."
+    _on_abort(lambda: _end(problem, EXIT_USER))  # JAX aborts the process if they do not
     try:
         jax.distributed.initialize(
             **given,
@@ -140,13 +147,21 @@ def join(
     except (RuntimeError, ValueError) as error:
         if place is None and "coordinator_address should be defined" in str(error):
             return Hosts(0, 1)  # a TPU machine of its own
-        where = f"host {place.index} of {place.count}, coordinator {place.coordinator}" if place else "by the cluster"
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"the hosts did not come together within {patience} s ({where}): {reason}. Start all hosts at about the "
-            "same time with the same --coordinator and --hosts, each with its own --host, and open the port."
-        ) from error
+        raise UserError(f"{problem} JAX says: {str(error).strip().splitlines()[0]}") from error
+    _free_stdout()
     return Hosts(_state().process_id, _state().num_processes, timeout=timeout)
+
+
+def _free_stdout() -> None:
+    """Standard output is for results: what Gloo prints there of every connection it makes goes to standard error."""
+    try:
+        if sys.stdout.fileno() != 1:
+            return
+    except (OSError, ValueError):  # somebody has put something else in its place
+        return
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    os.dup2(2, 1)
 
 
 def _state() -> Any:
@@ -188,7 +203,6 @@ class Hosts:
         self.saved_step: Callable[[], int | None] = lambda: None
         self._rounds: collections.Counter[str] = collections.Counter()
         self._names = [""] * count
-        self._ending = threading.Lock()
         self._leaving: tuple[int, str] | None = None
         self._watch: Watch | None = None
         if count > 1:
@@ -196,7 +210,7 @@ class Hosts:
             self._watch = Watch(Store("watch"), index=index, count=count, limit=timeout)
             self._names = self.gather("name", f"{socket.gethostname()}, process {os.getpid()}")
             self._watch.start(self._end_with)
-            self._abort_handler = _on_abort(self._explain_abort)
+            _on_abort(self._explain_abort)
 
     @property
     def is_primary(self) -> bool:
@@ -265,11 +279,11 @@ class Hosts:
         together = self._watch.leave(code, words, patience=FAREWELL if code else math.inf)
         self._watch.stop()
         if not together or code == 1:
-            self._end(words, code)
+            _end(words, code)
         try:
             jax.distributed.shutdown()
         except RuntimeError:  # one died on its last metres: nothing of the run is lost
-            self._end(words, code)
+            _end(words, code)
 
     def _end_if_lost(self) -> None:
         """Waits as long as it takes to say that a host is lost; returns if none is."""
@@ -286,7 +300,7 @@ class Hosts:
     def _explain_abort(self) -> None:
         """JAX aborts the process, without a name, as soon as host 0 is gone: first say so."""
         if self._leaving is not None:
-            self._end(self._leaving[1], self._leaving[0])
+            _end(self._leaving[1], self._leaving[0])
         if threading.current_thread() is not threading.main_thread():
             self._end_if_lost()
 
@@ -300,17 +314,7 @@ class Hosts:
         code = lost.code if lost.code and lost.code > 1 else EXIT_HOST_LOST
         if self._watch is not None and lost.host:  # the store ends with host 0: all must have read which one it was
             self._watch.leave(code, words, patience=0.5 if self.index else 2 * self._watch.period + 0.5)
-        self._end(words, code)
-
-    def _end(self, words: str, code: int) -> None:
-        """Ends the process at once, without JAX's own farewell, which waits for all hosts."""
-        if not self._ending.acquire(blocking=False):
-            time.sleep(60)  # another thread is about to
-        if code > 1:
-            print(f"\nseq2seq_jax: error: {' '.join(words.split())}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end(words, code)
 
 
 ALONE = Hosts(0, 1)
@@ -332,8 +336,11 @@ def find_difference(everywhere: list[Mapping[str, Any]], names: list[str]) -> st
     return ""
 
 
-def _on_abort(explain: Callable[[], None]) -> Any:
-    """Calls `explain` in the thread that aborts the process, before it does. Keep the result.
+_HANDLERS: list[Any] = []
+
+
+def _on_abort(explain: Callable[[], None]) -> None:
+    """Calls `explain` in the thread that aborts the process, before it does.
 
     Python's own handlers do not do: they run later and in the main thread.
     """
@@ -343,5 +350,19 @@ def _on_abort(explain: Callable[[], None]) -> Any:
         explain()
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    _HANDLERS.append(handler)  # nobody else holds it
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
-    return handler
+
+
+_ENDING = threading.Lock()
+
+
+def _end(words: str, code: int) -> None:
+    """Ends the process at once, without JAX's own farewell, which waits for all hosts."""
+    if not _ENDING.acquire(blocking=False):
+        time.sleep(60)  # another thread is about to
+    if code > 1:
+        print(f"\nseq2seq_jax: error: {' '.join(words.split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

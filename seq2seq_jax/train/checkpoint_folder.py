@@ -22,7 +22,7 @@ from seq2seq_jax.errors import UserError
 QUARANTINE = "quarantine"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a step that is not committed yet
 _REMOVED = ".removed"  # a step on its way out
-_MOST = 1000  # numbers that hosts agree on at a time
+_MOST = 1000  # numbers that hosts agree on at a time, letters that they say
 
 
 def is_primary() -> bool:
@@ -65,6 +65,16 @@ def agree_on(numbers: list[int]) -> list[int]:
     padded = np.full(_MOST, -1, np.int32)
     padded[: len(numbers)] = numbers[-_MOST:]
     return [int(number) for number in multihost_utils.broadcast_one_to_all(padded) if number >= 0]
+
+
+def hear_all(text: str) -> list[str]:
+    """What every host says, at most some hundred letters."""
+    if jax.process_count() == 1:
+        return [text]
+    said = np.zeros(_MOST, np.uint8)
+    letters = np.frombuffer(text.encode(), np.uint8)[:_MOST]
+    said[: len(letters)] = letters
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(said)]
 
 
 def remove_steps(folder: Path, steps: Iterable[int]) -> None:

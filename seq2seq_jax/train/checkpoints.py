@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
@@ -33,6 +34,7 @@ from seq2seq_jax.train.checkpoint_folder import (
     agree_on,
     describe_error,
     drop_orbax_error,
+    hear_all,
     is_primary,
     list_steps,
     prepare_folder,
@@ -346,11 +348,10 @@ class Checkpoints:
         return self._records[step]
 
     def _verify(self, step: int) -> Verdict:
-        """The first host looks and tells the others, so that all of them take the same step."""
-        verdict = Verdict(Standing.BAD, "see the log of the first host")
-        if is_primary():
-            verdict = verify_manifest(self._folder(step), step=step)
-        return Verdict(Standing(agree_on([verdict.standing])[0]), verdict.reason)
+        """Every host reads its share of the files; the worst that one finds goes for all."""
+        own = verify_manifest(self._folder(step), step=step, share=(jax.process_index(), jax.process_count()))
+        verdicts = [Verdict(Standing(int(said[0])), said[1:]) for said in hear_all(f"{own.standing:d}{own.reason}")]
+        return max(verdicts, key=lambda verdict: verdict.standing)
 
     def _read(self, step: int, abstract_state: PyTree, verdict: Verdict) -> Restored:
         """Reads one step.

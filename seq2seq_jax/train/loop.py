@@ -32,10 +32,14 @@ class CompiledStep:
         step: `step(state, batch) -> (state, sums)`, jitted.
         shapes: how many shapes there are in all; the bound on compilations.
         tell: receives one line for each compilation.
+        meet: called after each: waits for all hosts, since one that is done earlier must not run into the
+            time-out (Gloo's is 30 seconds) of the first exchange with the others.
     """
 
-    def __init__(self, step: Any, *, shapes: int, tell: Callable[[str], None]):
-        self._step, self._shapes, self._tell = step, shapes, tell
+    def __init__(
+        self, step: Any, *, shapes: int, tell: Callable[[str], None], meet: Callable[[], object] = lambda: None
+    ):
+        self._step, self._shapes, self._tell, self._meet = step, shapes, tell, meet
         self._compiled: dict[tuple[int, ...], Any] = {}
         self.seconds = 0.0
 
@@ -45,6 +49,7 @@ class CompiledStep:
         if key not in self._compiled:
             started = time.monotonic()
             self._compiled[key] = self._step.lower(state, batch).compile()
+            self._meet()
             took = time.monotonic() - started
             self.seconds += took
             rows, source, target = key

@@ -116,6 +116,15 @@ def test_an_old_step_stays_until_the_new_one_is_verified(tmp_path, monkeypatch):
     assert len(warnings) == 1 and "no manifest today" in warnings[0]
 
 
+def test_hosts_that_share_the_reading_find_damage_to_any_file_once(damaged):
+    for path in [path for path in files_of(damaged / "2") if path.stat().st_size and path.name != MANIFEST]:
+        content = path.read_bytes()
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        found = [verify_manifest(damaged / "2", step=2, share=(host, 3)).standing for host in range(3)]
+        assert sorted(found) == [Standing.VERIFIED, Standing.VERIFIED, Standing.BAD], path
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("kind", ["flip", "truncate", "delete"])
 def test_damage_to_any_file_falls_back_and_names_it(two_steps, tmp_path, kind):
     names = [path.relative_to(two_steps / "2") for path in files_of(two_steps / "2")]

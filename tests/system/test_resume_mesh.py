@@ -1,0 +1,92 @@
+"""A run goes on with other devices, another mesh, another strategy: the same data, the same losses but for rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import RESUMABLE, default_config
+from seq2seq_jax.data.pipeline import Ragged, TokenPairs, batches
+from seq2seq_jax.data.plan import make_plan
+from seq2seq_jax.experiment import make_training
+from seq2seq_jax.parallel.shard import place_batch, rows_here
+from seq2seq_jax.train.checkpoints import Checkpoints
+
+VOCAB, SAVED, STEPS = 20, 3, 6
+ELSEWHERE = {
+    "stages_and_tensor": {"data": 1, "stage": 4, "tensor": 2, "strategy": "balanced"},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "one_device": {"data": 1},
+}
+
+
+@dataclasses.dataclass
+class Log:
+    """What a run went through: the examples and the loss of every step."""
+
+    examples: list[list[int]] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+
+def make(**parallel):
+    config = default_config("lstm")
+    config.model.update({"features": 8, "layers": 4})
+    config.train.update({"warmup_steps": 2, "learning_rate": 0.01})
+    config.parallel.update(parallel)
+    return make_training(config, VOCAB, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 8, 40)
+    return TokenPairs(*(Ragged.pack([rng.integers(4, VOCAB, n).astype(np.int32) for n in lengths]) for _ in range(2)))
+
+
+def run(training, state, pairs, *, until):
+    """Steps from the state's own to `until`, over the batches that follow from the seed alone."""
+    plan = make_plan(
+        pairs.source_lengths, pairs.target_lengths, seed=1, tokens_per_batch=128, rows_multiple=8, max_shapes=1
+    )
+    log, step, mesh = Log(), training.train_step(), training.mesh
+    reader = batches(pairs, plan, start=int(state.step), stop=until, threads=0, rows_of=lambda n: rows_here(mesh, n))
+    for batch in reader:
+        log.examples.append(batch.example_ids.tolist())
+        state, sums = step(state, place_batch(batch, mesh))
+        log.losses.append(float(sums["loss"]) / float(sums["weight"]))
+    return state, log
+
+
+@pytest.fixture(scope="module")
+def straight(pairs, tmp_path_factory):
+    """Six steps on eight devices that share a batch, saved after three."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    training = make(data=8)
+    state, before = run(training, training.init(), pairs, until=SAVED)
+    with Checkpoints(folder, warn=pytest.fail) as checkpoints:
+        checkpoints.save(SAVED, state, meta={})
+    _, after = run(training, state, pairs, until=STEPS)
+    assert len(before.losses) == len(after.losses) == STEPS - SAVED
+    assert after.losses[-1] < before.losses[0] - 0.02, "the steps must change something"
+    return folder, after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_run_goes_on_elsewhere_as_it_would_have_gone_on(straight, pairs, parallel):
+    folder, expected = straight
+    training = make(**parallel)
+    with Checkpoints(folder, read_only=True, warn=pytest.fail) as checkpoints:
+        restored = checkpoints.restore(training.abstract_state())
+    for leaf, abstract in zip(jax.tree.leaves(restored.state), jax.tree.leaves(training.abstract_state()), strict=True):
+        assert leaf.sharding == abstract.sharding  # each part went where it belongs, none by way of a whole
+    _, log = run(training, restored.state, pairs, until=STEPS)
+    assert log.examples == expected.examples
+    np.testing.assert_allclose(log.losses, expected.losses, rtol=1e-4)
+
+
+def test_where_a_run_goes_on_is_free_but_what_its_batches_are_is_not():
+    assert "parallel.x".startswith(RESUMABLE) and not "data.rows_multiple".startswith(RESUMABLE)
