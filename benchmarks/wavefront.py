@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of measuring for each number of rows")
     args = parser.parse_args()
     device = jax.devices()[0].device_kind
-    print(f"{args.layers} layers of {args.features}, {args.length} steps, {args.dtype}, {device}, jax {jax.__version__}")
+    print(
+        f"{args.layers} layers of {args.features}, {args.length} steps, {args.dtype}, {device}, jax {jax.__version__}"
+    )
     for rows in map(int, args.rows.split(",")):
         runs = {"in order": build(run_in_order, args, rows)}
         for chunk in map(int, args.chunk.split(",")):
@@ -72,7 +74,9 @@ def main() -> None:
             runs[f"wavefront, chunks of {chunk}"] = build(wave, args, rows)
         best = measure(runs, seconds=args.seconds)
         for name, seconds in best.items():
-            print(f"  {rows:4d} rows  {name:26s} {1e3 * seconds:9.2f} ms  {seconds / best['in order']:5.2f}", flush=True)
+            print(
+                f"  {rows:4d} rows  {name:26s} {1e3 * seconds:9.2f} ms  {seconds / best['in order']:5.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def _plan(config: ConfigDict, root: Path, topology: str | None, *, as_json: bool
     """Prints the plan, whole even where the config does not fit, which is then the user's error."""
     import jax
 
-    if topology and not jax.config.jax_platforms:
+    if topology and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # nobody shall look for a TPU to run on
     from seq2seq_jax.plan import plan, render
 

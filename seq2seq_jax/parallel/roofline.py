@@ -78,7 +78,7 @@ def _tpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, gigabi
     return Hardware(
         name=name,
         peak_flops=teraflops * 1e12,
-        memory=gigabytes * 1e9,
+        memory=gigabytes * 2**30,
         bandwidth=bandwidth * 1e9,
         links=links,
         link_bandwidth=gigabits * 1e9 / 8 / links,
@@ -93,13 +93,13 @@ def _tpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, gigabi
 
 HARDWARE: dict[str, Hardware] = {
     # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1228 GB/s, 2400 Gbit/s, 3-D torus of 4x4x4 cubes
-    "v4": _tpu("v4", 275, 32 * 1.073741824, 1228, 2400, 6, clock=1.05e9, full_ring=4),
+    "v4": _tpu("v4", 275, 32, 1228, 2400, 6, clock=1.05e9, full_ring=4),
     # .../v5e: 197 TFLOP/s, 16 GB, 819 GB/s, 1600 Gbit/s, 2-D torus of at most 16x16
-    "v5e": _tpu("v5e", 197, 16 * 1.073741824, 819, 1600, 4, clock=1.5e9, full_ring=16),
+    "v5e": _tpu("v5e", 197, 16, 819, 1600, 4, clock=1.5e9, full_ring=16),
     # .../v5p: 459 TFLOP/s, 95 GB, 2765 GB/s, 4800 Gbit/s, 3-D torus of 4x4x4 cubes
-    "v5p": _tpu("v5p", 459, 95 * 1.073741824, 2765, 4800, 6, clock=1.75e9, full_ring=4),
+    "v5p": _tpu("v5p", 459, 95, 2765, 4800, 6, clock=1.75e9, full_ring=4),
     # .../v6e: 918 TFLOP/s, 32 GB, 1640 GB/s, 3584 Gbit/s, 2-D torus of at most 16x16
-    "v6e": _tpu("v6e", 918, 32 * 1.073741824, 1640, 3584, 4, clock=1.75e9, full_ring=16),
+    "v6e": _tpu("v6e", 918, 32, 1640, 3584, 4, clock=1.75e9, full_ring=16),
     # nvidia.com data sheets, SXM, dense: bandwidth of NVLink in one direction; TF32 products at half of bfloat16
     "H200": Hardware("H200", 989e12, 141e9, 4800e9, 1, 450e9, float32_share=0.5, kernel_seconds=3e-6,
                      loop_seconds=5e-6, source="nvidia.com data sheet H200 SXM"),
@@ -108,7 +108,7 @@ HARDWARE: dict[str, Hardware] = {
     "A100": Hardware("A100", 312e12, 80e9, 2039e9, 1, 300e9, float32_share=0.5, kernel_seconds=3e-6,
                      loop_seconds=5e-6, source="nvidia.com data sheet A100 80GB SXM"),
 }  # fmt: skip
-"""By the name that a topology or a device kind begins with. HBM is sold in powers of two: "GB" there are GiB."""
+"""By the name that a topology or a device kind begins with. The "GB" of a TPU's HBM are GiB."""
 
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "H200": "H200",
           "H100": "H100", "A100": "A100"}  # fmt: skip
@@ -221,6 +221,7 @@ def estimate_traffic(calls: Sequence[Call], mesh: Mesh, hardware: Hardware) -> t
         groups = read_groups(call.attributes, mesh.size)
         axis = name_axes(groups, mesh.shape)
         if call.kind == "collective-permute":
+            axis = axis.removeprefix("part of ")  # from neighbour to neighbour
             route = Route(2 if axis != "none" else 1, 1.0, find_distance(list(groups), coords, torus, wraps))
         else:
             route = find_route(list(groups[0]), coords, torus, wraps)
@@ -255,7 +256,7 @@ def calibrate(device: jax.Device, *, devices: int = 1, name: str = "") -> Hardwa
     """
     with jax.default_device(device):
         square = jnp.ones((1024, 1024), jnp.float32)
-        wide = jnp.ones((32 * 2**20,), jnp.float32)
+        wide = jnp.ones((16 * 2**20,), jnp.float32)
         near = jnp.ones((2**19,), jnp.float32)  # 2 MiB: in a cache
         state = jnp.ones((8, 64), jnp.float32)
         kernel = jnp.ones((64, 64), jnp.float32)
@@ -283,7 +284,7 @@ def calibrate(device: jax.Device, *, devices: int = 1, name: str = "") -> Hardwa
         hop_seconds=20e-6,
         kernel_seconds=once / 3,
         loop_seconds=once / 3,
-        source="measured here: one float32 product of 1024 x 1024, copies of 128 and 2 MiB, tanh of 2 MiB, a loop",
+        source="measured here: one float32 product of 1024 x 1024, copies of 64 and 2 MiB, tanh of 2 MiB, a loop",
     )
 
 
@@ -291,7 +292,7 @@ def _time(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
     run = jax.jit(function)
     run(x).block_until_ready()
     best = float("inf")
-    for _ in range(5):
+    for _ in range(3):
         start = time.perf_counter()
         run(x).block_until_ready()
         best = min(best, time.perf_counter() - start)

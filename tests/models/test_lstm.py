@@ -31,7 +31,9 @@ def translate(params, source, target_in, layers, reverse):
     words = [params["source_embedding"]["table"][token] for token in (source[::-1] if reverse else source)]
     states = []
     for n in range(layers):
-        words, state = read({name: leaf[n] for name, leaf in params["encoder"].items()}, words, (np.zeros(WIDTH), np.zeros(WIDTH)))
+        words, state = read(
+            {name: leaf[n] for name, leaf in params["encoder"].items()}, words, (np.zeros(WIDTH), np.zeros(WIDTH))
+        )
         states.append(state)
     words = [params["target_embedding"]["table"][token] for token in target_in]
     for n in range(layers):
