@@ -88,3 +88,8 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"SEQ2SEQ_JAX_DATA must name a folder, but is {name!r}: unset it to skip the tests that read it")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: with several processes none of them is left to wait for one that began last."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
