@@ -29,6 +29,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
+from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
 from seq2seq_jax.parallel.spread import spread_gradient, spread_sums
 from seq2seq_jax.tasks.translation import Search, Translator, make_decode, make_loss
@@ -39,10 +40,6 @@ from seq2seq_jax.train.writers import write_json
 
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
-PEAK_FLOPS = {  # of one device a second, dense, bfloat16; by what `device_kind` contains
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +165,8 @@ class Training:
 
     def peak_flops(self) -> float | None:
         """Of all devices of the mesh a second, or None where it is not known."""
-        kind = self.mesh.devices.flat[0].device_kind
-        peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
-        return peak * self.mesh.size if peak else None
+        hardware = find_hardware(self.mesh.devices.flat[0])
+        return hardware.peak_flops * self.mesh.size if hardware else None
 
 
 @dataclasses.dataclass(frozen=True)

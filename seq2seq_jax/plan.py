@@ -23,7 +23,6 @@ from seq2seq_jax.experiment import Training, count_parameters, make_training
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
 from seq2seq_jax.scoring import say
-from seq2seq_jax.tasks.translation import Search
 
 
 def plan(
@@ -159,8 +158,7 @@ def _plan_decode(training: Training, hardware: Hardware, source_len: int, effort
     keys, sizes = training.config.decode, training.mesh.shape
     ways = sizes["data"] * sizes["fsdp"]
     rows = -(-keys.rows // ways) * ways
-    longest = Search(keys.beam_size, keys.length_penalty, keys.coverage_penalty, keys.length_factor, keys.length_extra)
-    max_len = longest.longest(source_len)
+    max_len = training.make_search().longest(source_len)
     params = training.abstract_state().params
     tokens = jax.ShapeDtypeStruct((rows, source_len), jnp.int32)
     mask, real = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.bool_)
