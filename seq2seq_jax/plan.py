@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Training, count_parameters, make_training
+from seq2seq_jax.parallel.layout import fill_sizes
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
 from seq2seq_jax.scoring import say
@@ -108,9 +109,8 @@ def spread_batch(config: ConfigDict, devices: int) -> tuple[ConfigDict, str]:
 
 def _count_devices(config: ConfigDict, devices: int) -> int:
     """The size of the mesh that the config asks for."""
-    sizes = [config.parallel[axis] for axis in ("data", "fsdp", "tensor", "stage")]
-    if config.parallel.strategy == "exact" and sizes[2:] == [1, 1]:
-        sizes[2:] = [2, 4]
+    keys = config.parallel
+    sizes = [keys.data, keys.fsdp, *fill_sizes(keys.strategy, stage=keys.stage, tensor=keys.tensor)]
     fixed = math.prod(size for size in sizes if size > 0)
     return devices // fixed * fixed if -1 in sizes and fixed <= devices else fixed
 

@@ -112,8 +112,7 @@ def make_layout(
     Raises:
         ValueError: they contradict each other, or there are not the devices.
     """
-    if strategy == "exact" and (stage, tensor) == (1, 1):
-        stage, tensor = 4, 2  # as in 2014
+    stage, tensor = fill_sizes(strategy, stage=stage, tensor=tensor)
     mesh = make_mesh(data=data, fsdp=fsdp, stage=stage, tensor=tensor, rows_multiple=rows_multiple, devices=devices)
     sizes = dict(mesh.shape)
     spread = sizes["stage"] > 1 or sizes["tensor"] > 1
@@ -139,6 +138,11 @@ def make_layout(
         idle=idle,
     )
     return Layout(mesh, strategy, step, execution)
+
+
+def fill_sizes(strategy: str, *, stage: int, tensor: int) -> tuple[int, int]:
+    """Stages and tensor shards of a strategy: where "exact" is given neither, the eight devices of 2014."""
+    return (4, 2) if strategy == "exact" and (stage, tensor) == (1, 1) else (stage, tensor)
 
 
 def _check(strategy: str, sizes: dict[str, int], *, step: str, layers: str) -> None:
