@@ -5,7 +5,7 @@
     python experiments/pod_plan/run.py --table     prints the table of what there is
     python experiments/pod_plan/run.py --check     the devices at hand: a plan beside real steps
 
-Every row is `--mode=plan` of one config on one slice (seq2seq_jax/plan.py); what is finished is kept in
+Every row is `--mode=plan` of one config on one slice (seq2seq_jax/modes/plan.py); what is finished is kept in
 results.csv beside this file, so that a run that is stopped goes on where it was.
 """
 
@@ -77,7 +77,7 @@ def name_mesh(mesh: dict[str, int]) -> str:
 
 def measure(model: str, topology: str, mesh: dict[str, int]) -> dict[str, Any]:
     """One row of the table."""
-    from seq2seq_jax.plan import plan
+    from seq2seq_jax.modes.plan import plan
 
     devices = 1
     for size in mesh.values():
@@ -202,10 +202,10 @@ def check(features: int, slots: int, steps: int) -> None:
 
     from configs.gnmt import get_config
     from seq2seq_jax.experiment import make_training
+    from seq2seq_jax.modes.plan import longest_shape
     from seq2seq_jax.parallel.roofline import calibrate
     from seq2seq_jax.parallel.shard import place_batch
     from seq2seq_jax.parallel.topology import analyse, read_memory
-    from seq2seq_jax.plan import longest_shape
 
     config = get_config("")
     config.data.update(tokens_per_batch=slots, max_source_len=40, max_target_len=40)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -69,6 +69,10 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.source)
 
+    def read(self, ids: np.ndarray) -> tuple[Ragged, Ragged]:
+        """Sources and targets of the examples `ids`, in that order."""
+        return take(self.source, ids), take(self.target, ids)
+
     @property
     def source_lengths(self) -> np.ndarray:
         """`[N]` as fed to the model, eos included: what a plan asks for."""
@@ -80,6 +84,28 @@ class TokenPairs:
         return self.target.lengths + 1
 
 
+class Pairs(Protocol):
+    """A tokenised corpus, in memory or on a disk: what a plan and its batches need of it."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def source_lengths(self) -> np.ndarray: ...
+
+    @property
+    def target_lengths(self) -> np.ndarray: ...
+
+    def read(self, ids: np.ndarray) -> tuple[Ragged, Ragged]: ...
+
+
+def take(ragged: Ragged, ids: np.ndarray) -> Ragged:
+    """The sequences `ids`, in that order."""
+    lengths = ragged.offsets[ids + 1] - ragged.offsets[ids]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    places = np.arange(offsets[-1]) + np.repeat(ragged.offsets[ids] - offsets[:-1], lengths)
+    return Ragged(ragged.flat[places], offsets)
+
+
 def tokenise(text: ParallelText, vocabs: Vocabs) -> TokenPairs:
     """Encodes both sides of a corpus. Without a target side the targets are empty."""
     source = _encode(text.source, vocabs.source, append_eos=True)
@@ -88,7 +114,7 @@ def tokenise(text: ParallelText, vocabs: Vocabs) -> TokenPairs:
     return TokenPairs(source, _encode(text.target, vocabs.target, append_eos=False))
 
 
-def build_batch(pairs: TokenPairs, planned: PlannedBatch, *, rows: np.ndarray | None = None) -> Batch:
+def build_batch(pairs: Pairs, planned: PlannedBatch, *, rows: np.ndarray | None = None) -> Batch:
     """Pads the planned examples to the batch's shape; leaves are numpy arrays.
 
     Args:
@@ -97,9 +123,11 @@ def build_batch(pairs: TokenPairs, planned: PlannedBatch, *, rows: np.ndarray | 
         rows: read only these rows of the global batch (a host's share).
     """
     ids = planned.example_ids if rows is None else planned.example_ids[rows]
-    source, source_mask = pad_rows(pairs.source, ids, planned.shape.source_len)
-    body, body_mask = pad_rows(pairs.target, ids, planned.shape.target_len)
     real = ids >= 0
+    places = np.where(real, np.cumsum(real) - 1, -1)  # of the rows in what is read
+    sources, targets = pairs.read(ids[real])
+    source, source_mask = pad_rows(sources, places, planned.shape.source_len)
+    body, body_mask = pad_rows(targets, places, planned.shape.target_len)
     lengths = body_mask.sum(axis=1)
     target_mask = (np.arange(planned.shape.target_len) <= lengths[:, None]) & real[:, None]
     target_in = np.full_like(body, PAD_ID)
@@ -125,9 +153,9 @@ def pad_rows(ragged: Ragged, ids: np.ndarray, length: int) -> tuple[np.ndarray, 
     Raises:
         ValueError: a sequence is longer than `length`.
     """
-    at = np.maximum(ids, 0)
+    at = np.maximum(ids, 0) if len(ragged) else np.zeros_like(ids)
     starts = ragged.offsets[at]
-    lengths = np.where(ids >= 0, ragged.offsets[at + 1] - starts, 0)
+    lengths = np.where(ids >= 0, ragged.offsets[np.minimum(at + 1, len(ragged))] - starts, 0)
     if lengths.max(initial=0) > length:
         raise ValueError(f"`length` must be at least {lengths.max()} to hold the longest row, but is {length} instead.")
     positions = np.arange(length)
@@ -175,7 +203,7 @@ class BatchReader:
 
 
 def batches(
-    pairs: TokenPairs,
+    pairs: Pairs,
     plan: BatchPlan,
     *,
     start: int,
@@ -205,7 +233,7 @@ def batches(
 class _PlannedBatches:
     """Random access by number, as grain asks for it."""
 
-    pairs: TokenPairs
+    pairs: Pairs
     plan: BatchPlan
     start: int
     stop: int

@@ -7,7 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from seq2seq_jax import config as config_module
+from seq2seq_jax import keys
 from seq2seq_jax.config import (
     check_config,
     check_resume,
@@ -17,8 +17,9 @@ from seq2seq_jax.config import (
     load_config,
     with_absolute_prefixes,
 )
+from seq2seq_jax.corpora import open_splits, open_test
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import count_parameters, make_model, make_training, open_splits, open_test
+from seq2seq_jax.experiment import count_parameters, make_model, make_training
 from seq2seq_jax.train.writers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +77,8 @@ def test_saved_config_reads_back_equal(tmp_path):
 
 def test_every_number_has_a_rule_and_every_rule_a_key():
     known = {key for model in ("gnmt", "lstm") for key in flatten(default_config(model))}
-    assert set(config_module._AT_LEAST) <= known and set(config_module._CHOICES) <= known
-    assert set(config_module._SHARES) <= known
+    assert set(keys.AT_LEAST) <= known and set(keys.CHOICES) <= known
+    assert set(keys.SHARES) <= known
 
 
 @pytest.mark.parametrize("key", sorted(flatten(default_config())))

@@ -18,14 +18,12 @@ PACKAGE = ROOT / "seq2seq_jax"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-ANYTHING = {"*"}  # but what stands above: main, modes, describe and plan compose, experiment is composed
+ANYTHING = {"*"}  # but what stands above: main and modes compose, experiment is composed
 ABOVE = {
     "main": set(),
-    "modes": {"main"},
-    "describe": {"main"},
-    "plan": {"main"},
-    "scoring": {"main", "modes"},
-    "experiment": {"main", "modes", "describe", "plan", "scoring"},
+    "modes": {"main", "command_line"},
+    "experiment": {"main", "command_line", "modes"},
+    "corpora": {"main", "command_line", "modes", "experiment"},
 }
 FOR_EVERYONE = {"interfaces", "errors"}
 # Which parts of the package a folder or file may import, besides itself and what is for everyone.
@@ -34,13 +32,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"main"},
     "main": ANYTHING,
     "experiment": ANYTHING,
+    "corpora": ANYTHING,
     "modes": ANYTHING,
-    "describe": ANYTHING,
-    "plan": ANYTHING,
-    "scoring": ANYTHING,
+    "command_line": {"config"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
-    "config": set(),
+    "config": {"keys"},
+    "keys": set(),
     "configs": {"config"},
     "tasks": {"data", "decode", "evaluate", "parallel"},
     "models": {"layers", "parallel"},
@@ -56,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
-CONFIG_READERS = {"config", "describe", "experiment", "main", "modes", "plan", "saved_config", "configs"}
+CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seq2seq_jax import main as entry
+from seq2seq_jax import command_line
 from seq2seq_jax.config import check_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_there_is_a_command_for_every_recipe():
 @pytest.mark.parametrize("where", COMMANDS)
 def test_every_command_is_one_that_the_program_takes(where, monkeypatch):
     monkeypatch.chdir(ROOT)
-    given = entry._parse(["seq2seq_jax.main", *fill_in(COMMANDS[where])])
+    given = command_line.parse(["seq2seq_jax.main", *fill_in(COMMANDS[where])])
     check_config(given.config)
     assert (ROOT / value_of(COMMANDS[where], "config").partition(":")[0]).is_file()
 
@@ -77,7 +77,7 @@ def test_parsing_refuses_what_is_wrong(monkeypatch):
     """So that the test above can fail."""
     monkeypatch.chdir(ROOT)
     with pytest.raises(Exception, match="no flag|no key"):
-        entry._parse(["seq2seq_jax.main", "--config=configs/gnmt.py", "--hostz=2"])
+        command_line.parse(["seq2seq_jax.main", "--config=configs/gnmt.py", "--hostz=2"])
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

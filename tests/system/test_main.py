@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq_jax import main as entry
+from seq2seq_jax import command_line
 from seq2seq_jax.main import main
 
 TINY = (
@@ -175,7 +175,7 @@ def test_describe_in_words(capsys):
 def test_help_needs_no_config(capsys):
     assert call("--help") == 0
     out = capsys.readouterr().out
-    assert all(f"--{name}" in out for name in entry.OWN) and all(mode in out for mode in entry.MODES)
+    assert all(f"--{name}" in out for name in command_line.OWN) and all(mode in out for mode in command_line.MODES)
 
 
 @pytest.mark.parametrize(

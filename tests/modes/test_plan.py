@@ -9,11 +9,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from seq2seq_jax import plan as plans
 from seq2seq_jax.config import default_config
 from seq2seq_jax.errors import EXIT_USER
 from seq2seq_jax.experiment import make_training
 from seq2seq_jax.main import main
+from seq2seq_jax.modes import plan as plans
 from seq2seq_jax.parallel.roofline import Hardware
 
 MACHINE = Hardware("machine", peak_flops=1e11, memory=1e9, bandwidth=1e10, links=1, link_bandwidth=1e9)

@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Training, count_parameters, make_training
+from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import fill_sizes
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
-from seq2seq_jax.scoring import say
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""What `--mode` can be: one function for each, from a config and a folder to what people see."""
+"""`--mode=train`: trains or resumes a run, then evaluates its best checkpoint."""
 
 from __future__ import annotations
 
@@ -9,42 +9,33 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import RESUMABLE, check_resume, hash_config, load_config, with_absolute_prefixes
-from seq2seq_jax.data.pipeline import TokenPairs, batches, build_batch, tokenise
-from seq2seq_jax.data.plan import BatchPlan, make_plan
+from seq2seq_jax.config import check_resume, hash_config, load_config, with_absolute_prefixes
+from seq2seq_jax.corpora import DEV_SHAPES, Corpus, Splits, obtain_vocabs, open_splits
+from seq2seq_jax.data.pipeline import batches, build_batch
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
     Experiment,
-    Splits,
     build,
     count_parameters,
     hash_parameters,
-    obtain_vocabs,
-    open_splits,
-    open_test,
     versions,
 )
-from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.modes.scoring import evaluate_test, get_references, say, warn
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
-from seq2seq_jax.scoring import evaluate_test, get_references, say, warn
-from seq2seq_jax.serve.translate import moses_nbest, stream
-from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
 from seq2seq_jax.workdir import Folder
-
-DEV_SHAPES = 3
 
 
 def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
@@ -64,7 +55,7 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
     devices = [device.device_kind for device in jax.local_devices()]
     hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
     experiment = build(config, vocabs)
-    corpus = Corpus.make(experiment, splits)  # refuses what cannot be planned, before anything is written down
+    corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
     if hosts.is_primary:
         write_json(folder.config, config.to_dict())
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
@@ -106,30 +97,6 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
     if hosts.is_primary:
         write_json(folder.results, results)
     return results
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Train and dev as tokens, and the plan of their batches."""
-
-    pairs: TokenPairs
-    plan: BatchPlan
-    dev: TokenPairs
-    dev_plan: BatchPlan
-
-    @classmethod
-    def make(cls, experiment: Experiment, splits: Splits) -> Corpus:
-        """Tokenises both and plans the batches."""
-        data, seed = experiment.config.data, experiment.config.train.seed
-        pairs = tokenise(splits.train, experiment.vocabs)
-        dev = tokenise(splits.dev, experiment.vocabs)
-        sizes = {"rows_multiple": data.rows_multiple, "tokens_per_batch": data.tokens_per_batch}
-        sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
-        plan = make_plan(pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes)
-        dev_plan = make_plan(
-            dev.source_lengths, dev.target_lengths, seed=seed, max_shapes=DEV_SHAPES, shuffle=False, **sizes
-        )
-        return cls(pairs, plan, dev, dev_plan)
 
 
 def _start(
@@ -313,68 +280,3 @@ def _sum_up(path: Path) -> dict[str, Any]:
         "train_loss": last.get("loss"),
         "skipped_steps": sum(1 for record in records if record.get("event") == "skipped"),
     }
-
-
-def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
-    """Evaluates a trained run's best checkpoint on `config.data.test`."""
-    folder = Folder(root)
-    config = with_absolute_prefixes(config)
-    experiment, chosen = load_run(config, folder)
-    test = open_test(config)
-    with StopSignal(hosts.look) as stop:
-        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts)
-    results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
-    results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
-    if hosts.is_primary:
-        write_json(folder.evaluation / "results.json", results)
-    return results
-
-
-def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
-    """A trained run and its best checkpoint (by dev BLEU; else the newest).
-
-    Raises:
-        UserError: nothing was trained here, or with another model.
-    """
-    saved = load_config(folder.config)
-    check_resume(config, saved, folder.config, free=(*RESUMABLE, "data.", "train.", "decode.", "evaluate."))
-    experiment = build(config, obtain_vocabs(config, folder.vocab, None))
-    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=warn) as checkpoints:
-        try:
-            restored = checkpoints.restore(experiment.training.abstract_state(), step=checkpoints.best_step())
-        except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
-            if checkpoints.best_step() is None:
-                raise
-            warn(f"the best checkpoint cannot be used, taking the newest: {error}")
-            restored = checkpoints.restore(experiment.training.abstract_state())
-    if restored is None:
-        raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
-    vocab = restored.meta.get("vocab_sha256")
-    if vocab != experiment.vocabs.digest:
-        raise UserError(
-            f"{folder.vocab}: not the vocabulary this model was trained with (digest {experiment.vocabs.digest[:12]}, "
-            f"the checkpoint's is {str(vocab)[:12]}); put the run's own vocabulary back."
-        )
-    return experiment, restored
-
-
-def translate(config: ConfigDict, root: Path, lines: Iterator[str], output: TextIO, *, nbest: int) -> int:
-    """Translates lines to `output` as they come; with `nbest` in Moses's n-best format. Returns the count."""
-    if nbest < 0:
-        raise UserError(f"--nbest must be at least 0 (0: the best alone), but is {nbest} instead.")
-    folder = Folder(root)
-    experiment, chosen = load_run(config, folder)
-    translator = experiment.translator(beam_size=max(nbest, config.decode.beam_size))
-    params: PyTree = chosen.state.params
-
-    def render(number: int, item: Translation) -> str:
-        if item.cut:
-            say(f"line {number + 1}: longer than config.decode.max_source_len tokens, the rest was cut off")
-        return moses_nbest(number, item.candidates[:nbest]) if nbest else item.text + "\n"
-
-    started = time.monotonic()
-    count = stream(
-        lines, output, translate=lambda group: translator.translate(params, group), render=render, most=translator.rows
-    )
-    say(f"translated {count} lines in {format_duration(time.monotonic() - started)} (step {chosen.step})")
-    return count

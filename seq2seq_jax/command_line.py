@@ -1,0 +1,188 @@
+"""The command line's flags, and one clear line for what is wrong with them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from seq2seq_jax.config import default_config, flatten, suggest_key
+from seq2seq_jax.errors import UserError
+
+MODES = ("train", "evaluate", "translate", "describe", "plan")
+
+OWN = {
+    "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
+    "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
+    "mode": f"What to do: {', '.join(MODES)}.",
+    "input": "translate: file to read, a sentence a line. Default: standard input.",
+    "output": "translate: file to write. Default: standard output.",
+    "nbest": "translate: print so many candidates a line, in Moses's format.",
+    "json": "evaluate, describe, plan: one JSON object on standard output, nothing else.",
+    "topology": "plan: a TPU slice by its shape in chips, such as v5p:4x4x8. Default: the devices at hand.",
+    "fresh": "train: move an old run in the folder aside and start anew.",
+    "debug": "Show the traceback of a user's error too.",
+    "coordinator": "Several hosts: HOST:PORT of the first. Slurm and TPU pods need none of these.",
+    "hosts": "Several hosts: how many there are.",
+    "host": "Several hosts: which this is, from 0.",
+    "host_timeout": "Several hosts: seconds after which a silent one counts as lost and ends the others.",
+}
+"""The flags and their help."""
+
+GOES_WITH = {
+    "input": ("translate",),
+    "output": ("translate",),
+    "nbest": ("translate",),
+    "json": ("evaluate", "describe", "plan"),
+    "topology": ("plan",),
+    "fresh": ("train",),
+    "coordinator": ("train", "evaluate"),
+    "hosts": ("train", "evaluate"),
+}
+"""Flags that only some modes read."""
+
+HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
+
+  python -m seq2seq_jax.main --config=configs/gnmt.py[:preset] [--workdir=DIR] [--mode=MODE]
+      [--config.section.key=value ...]
+
+modes:
+  train      (default) trains or resumes, then evaluates on the test split
+  evaluate   scores a trained run on the test split
+  translate  lines in, lines out: --input, --output, --nbest
+  describe   parameters, memory, steps and compilations of a config; runs nothing
+  plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
+
+flags:
+"""
+
+
+def _define_flags(argv: list[str]) -> flags.FlagValues:
+    """Flags of one command line, apart from absl's global ones, so that `main` can be called again."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, OWN["config"], flag_values=values, sys_argv=argv)
+    for name in ("workdir", "input", "output", "topology"):
+        flags.DEFINE_string(name, None, OWN[name], flag_values=values)
+    flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
+    flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)
+    flags.DEFINE_string("coordinator", None, OWN["coordinator"], flag_values=values)
+    for name in ("hosts", "host"):
+        flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
+    flags.DEFINE_float("host_timeout", 60.0, OWN["host_timeout"], flag_values=values)
+    for name in ("json", "fresh", "debug"):
+        flags.DEFINE_boolean(name, False, OWN[name], flag_values=values)
+    return values
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """Lets absl parse, with one clear line for everything it would answer with a traceback.
+
+    Raises:
+        UserError: something on the command line is wrong.
+    """
+    argv = _put_config_first(argv)
+    values = _define_flags(argv)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_explain_unknown(error.flagname)) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise UserError(_explain(str(error), argv)) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --; did you mean --config={rest[1]}?")
+    if values.mode not in MODES:
+        near = difflib.get_close_matches(values.mode, MODES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{hint}")
+    if not isinstance(values.config, ConfigDict):
+        raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
+    for name, modes in GOES_WITH.items():
+        if values[name].value and values.mode not in modes:
+            raise UserError(f"--{name} goes with --mode={' or '.join(modes)}, but the mode is {values.mode!r}.")
+    return values
+
+
+def _put_config_first(argv: list[str]) -> list[str]:
+    """The command line with --config before its overrides; without one, the config saved in --workdir.
+
+    Raises:
+        UserError: there is neither, or the file does not exist.
+    """
+    config, workdir = _value_of(argv, "config"), _value_of(argv, "workdir")
+    if config is not None:
+        _check_config_file(config)
+    elif workdir is None:
+        raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
+    else:
+        saved = Path(workdir).expanduser() / "config.json"
+        if not saved.exists():
+            raise UserError(f"{saved}: there is no run in this --workdir; give --config=configs/NAME.py to start one.")
+        config = f"{Path(__file__).with_name('saved_config.py')}:{saved}"
+    rest = [arg for n, arg in enumerate(argv) if not _gives_config(argv, n)]
+    return [rest[0], f"--config={config}", *rest[1:]]
+
+
+def _gives_config(argv: Sequence[str], n: int) -> bool:
+    before = argv[n - 1] if n else ""
+    return argv[n].startswith("--config=") or argv[n] == "--config" or before == "--config"
+
+
+def _value_of(argv: Sequence[str], name: str) -> str | None:
+    """The value of a string flag before absl has parsed; the last one counts."""
+    value = None
+    for n, arg in enumerate(argv):
+        if arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+        elif arg == f"--{name}" and n + 1 < len(argv):
+            value = argv[n + 1]
+    return value
+
+
+def _check_config_file(value: str) -> None:
+    path = Path(value.partition(":")[0])
+    if path.is_file():
+        return
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    known = sorted(str(found) for found in folder.glob("*.py")) if folder.is_dir() else []
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}?" if near else "give a Python file with a function get_config()."
+    raise UserError(f"--config={value}: {path} is no file; {hint}")
+
+
+def _explain_unknown(name: str) -> str:
+    if name.startswith("config."):
+        near = suggest_key(name.removeprefix("config."), default_config())
+        return f"--{name} is no key of this config" + (f"; did you mean --config.{near}?" if near else ".")
+    near_flags = difflib.get_close_matches(name, OWN, n=1)
+    return f"--{name} is no flag" + (f"; did you mean --{near_flags[0]}?" if near_flags else "; see --help.")
+
+
+def _explain(problem: str, argv: Sequence[str]) -> str:
+    """Turns the words of absl and ml_collections into the command line's own."""
+    for arg in argv[1:]:
+        name = arg.partition("=")[0].removeprefix("--")
+        if name.startswith("config."):
+            key = name.removeprefix("config.")
+            defaults = flatten(default_config()) | flatten(default_config("lstm"))
+            if key not in defaults and _names(problem, key):
+                return _explain_unknown(name)
+            if key in defaults and _names(problem, key):
+                kind, value = type(defaults[key]).__name__, arg.partition("=")[2]
+                return f"--{name} must be of type {kind} (like {defaults[key]!r}), but is {value!r} instead."
+    return f"the command line: {problem}"
+
+
+def _names(problem: str, key: str) -> bool:
+    return any(part and part in problem for part in (key, key.rpartition(".")[2], key.partition(".")[0]))
+
+
+def find_root(given: flags.FlagValues, argv: Sequence[str]) -> Path:
+    """The run's folder, absolute."""
+    if given.workdir:
+        return Path(given.workdir).expanduser().absolute()
+    file, _, preset = (_value_of(argv, "config") or "").partition(":")
+    name = Path(file).stem
+    return (Path("runs") / (f"{name}-{preset}" if preset else name)).absolute()

@@ -1,0 +1,80 @@
+"""Which corpora a run trains on, as one line of a config.
+
+    data.train = "my/news?weight=2, my/synthetic?tag=bt, my/talks?source=en&target=fr"
+
+Corpora are separated by commas. After a question mark a corpus may say, joined by "&": `source`, `target` (its
+languages, where they are not those of the config), `weight` (how often it is seen for its size), `tag` (a token
+before each of its sources, `<bt>` for tag=bt; several with "+").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from seq2seq_jax.errors import UserError
+
+_KEYS = ("source", "target", "weight", "tag")
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusSpec:
+    """One corpus of a mixture.
+
+    Attributes:
+        name: "phrasebook", a prefix, a .tsv, or "tfds:NAME/CONFIG[:SPLIT]".
+        source, target: language codes.
+        weight: what its size is multiplied with before shares are taken.
+        tags: names of the tokens put before each source, without brackets.
+    """
+
+    name: str
+    source: str
+    target: str
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+
+
+def parse_corpora(line: str, *, source: str, target: str, target_tag: bool = False, key: str) -> tuple[CorpusSpec, ...]:
+    """Reads the line of a config.
+
+    Args:
+        line: see above.
+        source, target: languages where a corpus names none.
+        target_tag: every corpus gets the tag of its target language, `2de`, before its own.
+        key: of the config, for messages.
+
+    Raises:
+        UserError: the line is empty, or a corpus says something that is not known.
+    """
+    specs = []
+    for entry in re.split(r",(?![^\[]*\])", line):  # a comma inside [...] belongs to a TFDS split
+        name, _, options = entry.strip().partition("?")
+        if not name:
+            raise UserError(
+                f'config.{key} = {line!r}: a corpus has no name; give "phrasebook" or a prefix.'
+            )
+        told: dict[str, str] = {}
+        for option in filter(None, options.split("&")):
+            word, _, value = option.partition("=")
+            if word not in _KEYS or not value or word in told:
+                raise UserError(
+                    f"config.{key}: {name}?{option}: after the question mark come {', '.join(_KEYS)}, each once and "
+                    "with a value, joined by &, such as my/news?weight=2&tag=bt."
+                )
+            told[word] = value
+        languages = (told.get("source", source), told.get("target", target))
+        tags = ((f"2{languages[1]}",) if target_tag else ()) + tuple(filter(None, told.get("tag", "").split("+")))
+        specs.append(CorpusSpec(name, *languages, _read_weight(told.get("weight", "1"), name, key), tags))
+    return tuple(specs)
+
+
+def _read_weight(text: str, name: str, key: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"config.{key}: {name}?weight={text}: a weight must be a number more than 0.")
+    return weight

@@ -1,0 +1,222 @@
+"""Every section and key of a run's config, once, with what it means, its default and its limits.
+
+No key is None: each default has the type that its values have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RESUMABLE = (
+    "parallel.",
+    "train.steps",
+    "train.save_every",
+    "train.evaluate_every",
+    "train.log_every",
+    "train.patience",
+    "train.profile_steps",
+    "train.tensorboard",
+)
+"""Keys (or sections, ending in a dot) that may differ from the saved config when a run is resumed."""
+
+MODEL_KEYS: dict[str, dict[str, Any]] = {
+    "gnmt": {
+        "name": "gnmt",
+        "features": 128,  # width of embeddings, layers and attention values
+        "encoder_layers": 2,  # the bottom one runs in both directions
+        "decoder_layers": 2,
+        "attention_features": 128,  # width of the hidden layer of the attention
+        "attention_from": "current_step",  # or "previous_step", as the paper has it
+        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
+        "dropout": 0.1,
+        "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
+        "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
+    },
+    "lstm": {
+        "name": "lstm",
+        "features": 128,
+        "layers": 2,
+        "reverse_source": True,
+        "dropout": 0.1,
+        "init_scale": 0.0,
+        "dtype": "float32",
+    },
+}
+"""The keys of `config.model`, by its `name`."""
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "data": {
+        # Corpora, separated by commas: the built-in "phrasebook"; PREFIX of PREFIX.en and PREFIX.de (.gz too); a .tsv;
+        # "tfds:wmt14_translate/fr-en". Each may say more: "PREFIX?weight=2&tag=bt&source=en&target=fr" (docs/data.md).
+        "train": "phrasebook",
+        "dev": "auto",  # a prefix; "auto" is the phrasebook's own split, or held out of train
+        "test": "auto",  # likewise
+        "source": "en",  # language codes: the endings of the files
+        "target": "de",
+        "prepared": "auto",  # folder of --mode=prepare; "auto": WORKDIR/prepared where there is one
+        "shard_pairs": 250_000,  # --mode=prepare: pairs in a shard, the most that a kill loses
+        "temperature": 1.0,  # several corpora: shares are their sizes (times weights) to the power 1/temperature
+        "target_tag": False,  # begin every source with a tag of its target language, such as <2de>
+        "curriculum_epochs": 0,  # the first so many epochs go from short sentences to long ones
+        "subword_sampling": 0.0,  # unigram: alpha (0.1 to 0.5) of Kudo 2018; bpe: dropout (0.1) of Provilkov 2020
+        "subword_sides": "both",  # or "source", "target"
+        "monolingual": "",  # --mode=backtranslate: text in the target language, a sentence a line
+        "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
+        "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
+        "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
+        "rows_multiple": 8,  # rows of every batch are multiples of it; the number of devices must divide it
+        "max_shapes": 6,  # most shapes of a batch, and so most compilations of the step
+        "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
+        "max_target_len": 80,
+        "prefetch": 4,  # batches read ahead of the device
+    },
+    "clean": {  # training pairs to leave out; 0, False and "" are off
+        "max_chars": 0,  # either side is longer
+        "max_ratio": 0.0,  # one side has so many times the characters of the other (after Gale and Church's mean)
+        "duplicates": False,  # the pair was there before
+        "copies": False,  # both sides are equal
+        "letters": 0.0,  # share of letters that must be of the language's script
+        "language": 0.0,  # probability that a side is in its language, at least; needs the extra [clean]
+    },
+    "vocab": {
+        "kind": "sentencepiece",  # or "word", "char", "byte"
+        "model": "unigram",  # or "bpe"; sentencepiece only
+        "size": 1500,  # the four special ids included; an upper bound for small corpora
+        "joint": True,  # one vocabulary for both sides
+        "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
+        "character_coverage": 1.0,
+        "byte_fallback": False,  # spell unknown characters in bytes
+        "file": "",  # your own: a SentencePiece .model, or a list of words (kind "word"); "SOURCE,TARGET" for two
+        "tags": "",  # more tags, separated by commas, for corpora that come later: "2fr,bt"
+    },
+    "train": {
+        "steps": 2000,  # updates
+        "accumulate": 1,  # global batches in an update
+        "seed": 0,
+        "label_smoothing": 0.1,
+        # "adam", "adamw", "nadam", "nadamw", "radam", "adafactor", "adagrad", "adadelta", "rmsprop", "lamb", "lion",
+        # "muon", "sgd" (with `momentum`), "adam_then_sgd"
+        "optimizer": "adam",
+        "learning_rate": 0.003,  # the schedule's peak
+        "schedule": "cosine",  # or "constant", "inverse_sqrt", "linear", "exponential", "stable", "gnmt"
+        "warmup_steps": 200,  # linear
+        # "cosine", "linear", "exponential", "stable": step at which the rate is at its floor; of its own, so that
+        # `steps` may change
+        "decay_steps": 2000,
+        "decay_floor": 0.05,  # the same: share of the peak that stays
+        "decay_start": 0,  # "gnmt": first halving; "stable": where the decay begins
+        "decay_every": 0,  # "gnmt": steps between halvings
+        "decay_times": 0,  # "gnmt": most halvings
+        "adam_steps": 0,  # "adam_then_sgd": steps before the change
+        "adam_learning_rate": 0.0,  # "adam_then_sgd": constant rate until the change
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "momentum": 0.0,  # "sgd", "rmsprop"
+        "weight_decay": 0.0,  # decoupled, on matrices; the optimizers that have it
+        "clip_norm": 5.0,  # global norm of the mean gradient; 0 is off
+        "freeze": "",  # parameters that stay as they are: regular expressions separated by commas, "encoder,embedding"
+        "ema_decay": 0.0,  # exponential moving average of the parameters, which is what is evaluated; 0 is none
+        "patience": 0,  # evaluations without a better score before training stops; 0 never stops early
+        "patience_metric": "bleu",  # or "loss"
+        "own_tokens": 0.0,  # scheduled sampling: share of the decoder's inputs that are its own predictions, at the end
+        "own_tokens_start": 0,  # step at which the share begins to rise from 0, linearly
+        "own_tokens_steps": 1000,  # steps that it rises for
+        "own_tokens_passes": 1,  # passes that make the predictions; T passes are the sequential original
+        "profile_steps": "",  # "FIRST:LAST": these steps go to WORKDIR/profile for TensorBoard or Perfetto
+        "tensorboard": False,  # events in WORKDIR/tensorboard beside metrics.jsonl; needs the extra [tensorboard]
+        "log_every": 50,
+        "save_every": 500,  # steps between checkpoints
+        "evaluate_every": 500,  # steps between evaluations on dev, each with a checkpoint
+        "keep_last": 2,  # newest checkpoints kept besides the best one; at least 2, so that one may rot
+        "max_skipped": 10,  # non-finite steps in a row before the run stops with exit code 3
+    },
+    "sequence": {  # sequence-level training, from a trained start (--init_from)
+        "objective": "none",  # "minimum_risk" (Shen 2016), or "reinforce" (GNMT, section 5.2)
+        "candidates": 8,  # a sentence
+        "proposals": "sample",  # or "nbest"
+        "reward": "chrf",  # of a sentence: "chrf", "bleu" (smoothed), "gleu"
+        "sharpness": 0.005,  # "minimum_risk": alpha of the candidates' distribution
+        "reference": True,  # "minimum_risk": the reference is a candidate, too
+        "likelihood": 0.0,  # weight of the likelihood of the reference, GNMT's alpha (0.017)
+    },
+    "decode": {
+        "beam_size": 5,
+        "length_penalty": 0.6,  # GNMT's alpha; 0 is none
+        "coverage_penalty": 0.2,  # GNMT's beta; 0 is none
+        "length_factor": 2.0,  # longest output: factor x source tokens + extra
+        "length_extra": 10,
+        "rows": 64,  # sentences decoded at a time
+        "max_source_len": 256,  # tokens; a longer input is cut there, with a warning
+    },
+    "evaluate": {
+        "dev_beam_size": 1,  # beam for dev BLEU while training; 1 is greedy
+        "dev_sentences": 500,  # the first ones of dev that are translated; 0 is all
+        "samples": 5,  # translations shown at the end, each with a picture of its attention
+    },
+    "parallel": {  # sizes of the mesh; one of them may be -1, what is left of the devices
+        "data": -1,  # devices that share a batch, each with all parameters
+        "fsdp": 1,  # devices that share a batch and split parameters and optimizer state at rest
+        "stage": 1,  # devices that the layers are spread over
+        "tensor": 1,  # devices that split the vocabulary besides
+        "strategy": "auto",  # rule table: "data_parallel", "fsdp", "balanced", "exact"; "auto" follows from the sizes
+        "step": "auto",  # "shard_map" sends what it says, "jit" leaves that to the compiler; "auto": jit on one device
+        "layers": "auto",  # how a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order
+        "chunks": 0,  # pieces that a wavefront cuts sequences into; 0 is four for every stage
+    },
+}
+"""Every key but those of the model; `default_config` puts both together."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "vocab.kind": ("sentencepiece", "word", "char", "byte"),
+    "vocab.model": ("unigram", "bpe"),
+    "vocab.normalization": ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"),
+    "model.attention_from": ("previous_step", "current_step"),
+    "model.share_embeddings": ("none", "target", "all"),
+    "model.dtype": ("float32", "bfloat16"),
+    "train.optimizer": (
+        "adam",
+        "adamw",
+        "nadam",
+        "nadamw",
+        "radam",
+        "adafactor",
+        "adagrad",
+        "adadelta",
+        "rmsprop",
+        "lamb",
+        "lion",
+        "muon",
+        "sgd",
+        "adam_then_sgd",
+    ),
+    "train.patience_metric": ("bleu", "loss"),
+    "data.subword_sides": ("both", "source", "target"),
+    "sequence.objective": ("none", "minimum_risk", "reinforce"),
+    "sequence.proposals": ("sample", "nbest"),
+    "sequence.reward": ("chrf", "bleu", "gleu"),
+    "parallel.strategy": ("auto", "data_parallel", "fsdp", "balanced", "exact"),
+    "parallel.step": ("auto", "jit", "shard_map"),
+    "parallel.layers": ("auto", "in_order", "wavefront"),
+    "train.schedule": ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt"),
+}
+AT_LEAST: dict[str, float] = {
+    "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.rows_multiple": 1, "data.max_shapes": 1,
+    "parallel.chunks": 0, "data.max_source_len": 2,
+    "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
+    "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
+    "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
+    "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0,
+    "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1,
+    "decode.max_source_len": 2, "data.shard_pairs": 1, "data.temperature": 0.01, "data.curriculum_epochs": 0,
+    "clean.max_chars": 0, "clean.max_ratio": 0, "train.accumulate": 1, "train.patience": 0,
+    "train.own_tokens_start": 0, "train.own_tokens_steps": 1, "train.own_tokens_passes": 1, "train.momentum": 0,
+    "sequence.candidates": 2, "sequence.sharpness": 0, "sequence.likelihood": 0,
+    "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
+}  # fmt: skip
+SHARES = (
+    "train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "train.ema_decay", "train.own_tokens",
+    "train.momentum", "data.subword_sampling", "clean.letters", "clean.language", "model.dropout",
+)  # fmt: skip

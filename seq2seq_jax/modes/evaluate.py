@@ -1,0 +1,70 @@
+"""`--mode=evaluate`, and how every mode finds a trained run's best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from seq2seq_jax.config import RESUMABLE, check_resume, load_config, with_absolute_prefixes
+from seq2seq_jax.corpora import obtain_vocabs, open_test
+from seq2seq_jax.errors import NoUsableCheckpointError, UserError
+from seq2seq_jax.experiment import Experiment, build, count_parameters, versions
+from seq2seq_jax.modes.scoring import evaluate_test, warn
+from seq2seq_jax.parallel.hosts import ALONE, Hosts
+from seq2seq_jax.train.checkpoints import Checkpoints, Restored
+from seq2seq_jax.train.signals import StopSignal
+from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.workdir import Folder
+
+OF_TRAINING = ("data.", "clean.", "train.", "sequence.")
+"""Sections that say how a model came about, and not what it is."""
+
+
+def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
+    """Evaluates a trained run's best checkpoint on `config.data.test`."""
+    folder = Folder(root)
+    config = with_absolute_prefixes(config)
+    experiment, chosen = load_run(config, folder)
+    test = open_test(config)
+    with StopSignal(hosts.look) as stop:
+        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts)
+    results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
+    results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
+    if hosts.is_primary:
+        write_json(folder.evaluation / "results.json", results)
+    return results
+
+
+def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
+    """A trained run and its best checkpoint (by dev BLEU; else the newest).
+
+    Raises:
+        UserError: nothing was trained here, or with another model.
+    """
+    saved = load_config(folder.config)
+    check_resume(
+        config,
+        saved,
+        folder.config,
+        free=(*RESUMABLE, "data.", "clean.", "train.", "sequence.", "decode.", "evaluate."),
+    )
+    experiment = build(config, obtain_vocabs(config, folder.vocab, None))
+    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=warn) as checkpoints:
+        try:
+            restored = checkpoints.restore(experiment.training.abstract_state(), step=checkpoints.best_step())
+        except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
+            if checkpoints.best_step() is None:
+                raise
+            warn(f"the best checkpoint cannot be used, taking the newest: {error}")
+            restored = checkpoints.restore(experiment.training.abstract_state())
+    if restored is None:
+        raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
+    vocab = restored.meta.get("vocab_sha256")
+    if vocab != experiment.vocabs.digest:
+        raise UserError(
+            f"{folder.vocab}: not the vocabulary this model was trained with (digest {experiment.vocabs.digest[:12]}, "
+            f"the checkpoint's is {str(vocab)[:12]}); put the run's own vocabulary back."
+        )
+    return experiment, restored
