@@ -126,9 +126,37 @@ def arrange(leaf: Leaf, part: Array) -> Array:
 
 
 def state_shardings(boxed: PyTree, layout: Layout) -> PyTree:
-    """The sharding of every leaf of an abstract tree whose parameters carry logical axis names."""
-    leaves = plan_leaves(boxed, layout)
-    return jax.tree.map(lambda leaf: NamedSharding(layout.mesh, to_spec(leaf.at_rest)), leaves)
+    """The sharding of every leaf of an abstract state whose parameters carry logical axis names.
+
+    A leaf without names that has the name and shape of a parameter lies as that does: an optimizer's moments,
+    averages. Every other one is whole on every device: counters, and Adafactor's sums over rows and columns, which are
+    small. A leaf's name is the end of its place in the tree, from the last attribute or position on: that of
+    `opt_state[0].mu["encoder"]["kernel"]` is ("encoder", "kernel").
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=_is_named)
+    plans = [plan_leaves(leaf, layout) for _, leaf in leaves]
+    parameters = {_end_of(path): plan for (path, leaf), plan in zip(leaves, plans, strict=True) if _is_named(leaf)}
+
+    def place(path: Any, plan: Leaf) -> NamedSharding:
+        like = parameters.get(_end_of(path))
+        split = like.at_rest if like is not None and like.shape == plan.shape else plan.at_rest
+        return NamedSharding(layout.mesh, to_spec(split))
+
+    return jax.tree.unflatten(structure, [place(path, plan) for (path, _), plan in zip(leaves, plans, strict=True)])
+
+
+def _is_named(x: Any) -> bool:
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _end_of(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The keys of dicts at the end of a place in a tree."""
+    keys: list[Any] = []
+    for entry in reversed(path):
+        if not isinstance(entry, jax.tree_util.DictKey):
+            break
+        keys.insert(0, entry.key)
+    return tuple(keys)
 
 
 def init_sharded(init: Callable[..., PyTree], layout: Layout, *args: Any) -> PyTree:

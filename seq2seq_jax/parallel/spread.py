@@ -19,11 +19,14 @@ from seq2seq_jax.parallel.layout import Layout
 from seq2seq_jax.parallel.shard import Leaf, arrange, plan_leaves, to_spec
 from seq2seq_jax.parallel.varying import vary_over
 
-Loss = Callable[[PyTree, Batch, Array | None], tuple[Array, Sums]]
-"""`loss(params, batch, key) -> (objective, sums)`: sums over the rows it is given."""
+Loss = Callable[[PyTree, Batch, Array | None, Array | None], tuple[Array, Sums]]
+"""`loss(params, batch, key, step) -> (objective, sums)`: sums over the rows it is given.
 
-Gradient = Callable[[PyTree, Batch, Array], tuple[tuple[Array, Sums], PyTree]]
-"""`gradient(params, batch, key) -> ((objective, sums), gradients)` of the whole batch."""
+`step` is the number of the training step, `[]` int32; where nothing is trained, `key` and `step` are None.
+"""
+
+Gradient = Callable[[PyTree, Batch, Array, Array], tuple[tuple[Array, Sums], PyTree]]
+"""`gradient(params, batch, key, step) -> ((objective, sums), gradients)` of the whole batch."""
 
 
 def spread_gradient(loss: Loss, layout: Layout, boxed: PyTree) -> Gradient:
@@ -39,30 +42,45 @@ def spread_gradient(loss: Loss, layout: Layout, boxed: PyTree) -> Gradient:
     leaves = plan_leaves(boxed, layout)
     specs = specs_at_rest(leaves)
 
-    def local(params: PyTree, batch: Batch, key: Array) -> Any:
+    def local(params: PyTree, batch: Batch, key: Array, step: Array) -> Any:
         def total(params: PyTree) -> tuple[Array, Sums]:
-            return add_up(loss(take_parts(leaves, params, layout.rows), batch, key), layout.rows)
+            return add_up(loss(take_parts(leaves, params, layout.rows), batch, key, step), layout.rows)
 
         # The loss is a sum over all devices and replicated parameters are marked as such, so that their
         # gradients come out summed: adding them up here would count them once for every device.
         return jax.value_and_grad(total, has_aux=True)(params)
 
     whole, rows = PartitionSpec(), PartitionSpec(layout.rows)
-    return jax.shard_map(local, mesh=layout.mesh, in_specs=(specs, rows, whole), out_specs=((whole, whole), specs))
+    given = specs, rows, whole, whole
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=given, out_specs=((whole, whole), specs))
 
 
 def spread_sums(loss: Loss, layout: Layout, boxed: PyTree) -> Callable[[PyTree, Batch], Sums]:
     """The sums of a loss that draws nothing, on the mesh."""
     if layout.step == "jit":
-        return lambda params, batch: loss(params, batch, None)[1]
+        return lambda params, batch: loss(params, batch, None, None)[1]
     leaves = plan_leaves(boxed, layout)
     specs = specs_at_rest(leaves)
 
     def local(params: PyTree, batch: Batch) -> Sums:
-        return add_up(loss(take_parts(leaves, params, layout.rows), batch, None)[1], layout.rows)
+        return add_up(loss(take_parts(leaves, params, layout.rows), batch, None, None)[1], layout.rows)
 
     rows = PartitionSpec(layout.rows)
     return jax.shard_map(local, mesh=layout.mesh, in_specs=(specs, rows), out_specs=PartitionSpec())
+
+
+def spread_rows(make: Callable[[PyTree, Batch], Array], layout: Layout, boxed: PyTree) -> Any:
+    """What `make(params, batch)` makes of each row, `[B, ...]`, on the mesh."""
+    if layout.step == "jit":
+        return make
+    leaves = plan_leaves(boxed, layout)
+    specs = specs_at_rest(leaves)
+
+    def local(params: PyTree, batch: Batch) -> Array:
+        return make(take_parts(leaves, params, layout.rows), batch)
+
+    rows = PartitionSpec(layout.rows)
+    return jax.shard_map(local, mesh=layout.mesh, in_specs=(specs, rows), out_specs=rows)
 
 
 def specs_at_rest(leaves: PyTree) -> PyTree:

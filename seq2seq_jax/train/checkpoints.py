@@ -48,7 +48,9 @@ from seq2seq_jax.train.manifest import (
     Verdict,
     check_leaves,
     make_record,
+    name_fields,
     read_manifest,
+    take_fields,
     verify_manifest,
     write_manifest,
 )
@@ -139,7 +141,7 @@ class Checkpoints:
         self.wait()
         if step in agree_on(self.steps()):
             return False
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(name_fields(state)), meta=ocp.args.JsonSave(record))
         try:
             self._manager.save(step, args=items, force=True)
         except Exception as error:
@@ -361,7 +363,8 @@ class Checkpoints:
           _UnreadableError: it has no manifest and Orbax cannot read it. (A verified step is what was written:
             if that fails to load, the fault is elsewhere, and the error goes up as it is.)
         """
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore())
+        wanted = name_fields(abstract_state)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore())
         try:
             stored = self._manager.item_metadata(step)["state"].tree
             check_leaves(stored, abstract_state, folder=self._folder(step))
@@ -379,7 +382,7 @@ class Checkpoints:
             self._warn(f"checkpoint of step {step} was read but could not be verified: {verdict.reason}")
             if not self._read_only:
                 self._hashing = step, self._hasher.submit(write_manifest, self._folder(step), step=step, record=record)
-        return Restored(step, found["state"], record["meta"])
+        return Restored(step, take_fields(abstract_state, found["state"]), record["meta"])
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged step to the quarantine under a name of its own."""

@@ -131,6 +131,24 @@ def _digest_content(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
+def name_fields(state: PyTree) -> PyTree:
+    """A dataclass's fields by name, those left out that are None; anything else as it is.
+
+    A field that came later, and is not used, is then no part of a checkpoint: older ones can still be read.
+    """
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def take_fields(like: PyTree, found: PyTree) -> PyTree:
+    """The inverse of `name_fields`, for a state of the kind of `like`."""
+    if not dataclasses.is_dataclass(like) or isinstance(like, type):
+        return found
+    return dataclasses.replace(like, **found)
+
+
 def check_leaves(stored: PyTree, wanted: PyTree, *, folder: Path) -> None:
     """Compares names, shapes and types of the leaves of a stored state and of the one to restore to.
 

@@ -7,7 +7,7 @@ import optax
 
 from seq2seq_jax.interfaces import Array
 
-SCHEDULES = ("constant", "inverse_sqrt", "cosine", "gnmt")
+SCHEDULES = ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt")
 
 
 def make_schedule(
@@ -27,6 +27,10 @@ def make_schedule(
     - "inverse_sqrt": peak sqrt(warmup / n) (Vaswani et al. 2017, section 5.3).
     - "cosine": from the peak to `decay_floor` of it at step `decay_steps`, and constant from there
       (Loshchilov and Hutter 2017).
+    - "linear": likewise, along a line.
+    - "exponential": likewise, by the same factor every step; its floor must be above 0.
+    - "stable": the peak until `decay_start`, then along a line to the floor at `decay_steps` (warm-up, stable,
+      decay: Hu et al. 2024, section 4).
     - "gnmt": the peak, halved every `decay_every` steps from `decay_start` on, at most
       `decay_times` times (Wu et al. 2016, section 8.4; Luong et al. 2015).
 
@@ -35,21 +39,33 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise ValueError(f"`schedule` must be one of {SCHEDULES}, but is {name!r} instead.")
-    if name == "cosine" and decay_steps <= warmup_steps:
+    if name in ("cosine", "linear", "exponential") and decay_steps <= warmup_steps:
         raise ValueError(
-            f"`decay_steps` must be more than warmup_steps={warmup_steps} for 'cosine', but is {decay_steps} instead."
+            f"`decay_steps` must be more than warmup_steps={warmup_steps} for {name!r}, but is {decay_steps} instead."
         )
+    if name == "stable" and not warmup_steps <= decay_start < decay_steps:
+        raise ValueError(
+            f"`decay_start` must be at least warmup_steps={warmup_steps} and less than decay_steps={decay_steps} for "
+            f"'stable', but is {decay_start} instead."
+        )
+    if name == "exponential" and not decay_floor > 0:
+        raise ValueError(f"`decay_floor` must be more than 0 for 'exponential', but is {decay_floor} instead.")
     if name == "gnmt" and decay_every < 1:
         raise ValueError(f"`decay_every` must be at least 1 for the schedule 'gnmt', but is {decay_every} instead.")
     warm = max(warmup_steps, 1)
+    begin = max(decay_start, 1) if name == "stable" else warm
 
     def schedule(step: Array) -> Array:
         n = jnp.asarray(step, jnp.float32) + 1.0
+        done = jnp.clip((n - begin) / max(decay_steps - begin, 1), 0.0, 1.0)
         if name == "inverse_sqrt":
             shape = jnp.sqrt(warm / jnp.maximum(n, warm))
         elif name == "cosine":
-            done = jnp.clip((n - warm) / (decay_steps - warm), 0.0, 1.0)
             shape = decay_floor + (1.0 - decay_floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        elif name in ("linear", "stable"):
+            shape = 1.0 - (1.0 - decay_floor) * done
+        elif name == "exponential":
+            shape = decay_floor**done
         elif name == "gnmt":
             halvings = jnp.floor((n - 1 - decay_start) / decay_every) + 1.0
             shape = 0.5 ** jnp.clip(halvings, 0.0, decay_times)

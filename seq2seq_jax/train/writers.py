@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -151,11 +151,20 @@ class MetricsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_torn_line()
         self._file = self.path.open("a", encoding="utf-8")
+        self._readers: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def follow(self, reader: Callable[[Mapping[str, Any]], None]) -> None:
+        """Gives a reader every record: those that are there, and from now on each that is written."""
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            reader(json.loads(line))
+        self._readers.append(reader)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record and flushes it. NaN and infinities are written as the strings "nan", "inf", "-inf"."""
         self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
         self._file.flush()
+        for reader in self._readers:
+            reader(_plain(record))
 
     def truncate_after(self, step: int) -> int:
         """Drops the records of later steps than `step`, so that a resumed run does not log them twice.

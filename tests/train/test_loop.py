@@ -18,10 +18,12 @@ import pytest
 
 from seq2seq_jax.errors import DivergedError, Terminated
 from seq2seq_jax.interfaces import Batch
-from seq2seq_jax.train import loop
+from seq2seq_jax.train import loop, profiling
 from seq2seq_jax.train.loop import CompiledStep, Run, fit
+from seq2seq_jax.train.profiling import Profile
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.train.stopping import Evaluations
 from seq2seq_jax.train.writers import MetricsFile, Progress
 
 STEP_SECONDS, COMPILE_SECONDS, EVALUATE_SECONDS = 1.0, 100.0, 50.0
@@ -86,6 +88,11 @@ class World:
         self.started_at: list[int] = []
         self._in_a_row = 0
         self.stop = StopSignal()
+        self.scores: list[float] = []  # of the evaluations to come; ten times the step where there is none
+        self.evaluations = Evaluations()
+        self.profiled = range(0)
+        self.batches_a_step = 1
+        self.step = None
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -102,6 +109,7 @@ class World:
 
     def take(self, state, batch):
         step = int(state.step) + 1
+        assert isinstance(batch, Batch) or len(batch) == self.batches_a_step
         self.note(f"step {step}")
         self._in_a_row = self._in_a_row + 1 if step in self.bad else 0
         sums = make_sums(step)
@@ -131,7 +139,7 @@ class World:
         try:
             while True:
                 self.clock.now += self.data_seconds
-                yield make_batch(number)
+                yield make_batch(number) if self.batches_a_step == 1 else (make_batch(number),) * self.batches_a_step
                 number += 1
         finally:
             self.note("closed")
@@ -140,7 +148,7 @@ class World:
         self.note(f"evaluate {int(state.step)}")
         self.clock.now += EVALUATE_SECONDS
         self.stop.check("during an evaluation")
-        return {"bleu": 10.0 * int(state.step)}
+        return {"bleu": self.scores.pop(0) if self.scores else 10.0 * int(state.step)}
 
     def fit(self, steps, *, first=0, **cadences):
         """Trains with cadences that never come, except the given ones."""
@@ -148,7 +156,7 @@ class World:
         every = {"save_every": 1000, "evaluate_every": 1000, "log_every": 1000, "max_skipped": 3} | cadences
         state = TrainState(step=np.int32(first), skipped=np.int32(0), params={}, opt_state=())
         run = Run(
-            step=CompiledStep(self, shapes=1, tell=lambda line: None),
+            step=self.step or CompiledStep(self, shapes=1, tell=lambda line: None),
             batches=self.batches,
             example_ids=lambda n: np.array([10 * n, -1]),
             place=lambda batch: batch,
@@ -158,6 +166,8 @@ class World:
             flops=lambda sums: 7.0 * (sums["source_tokens"] + sums["target_tokens"]),
             peak_flops=98.0,
             steps=steps,
+            evaluations=self.evaluations,
+            profile=Profile(self.profiled, self.path.parent / "profile", self.note),
             **every,
         )
         with MetricsFile(self.path) as metrics, Progress(steps, stream=shown) as progress, self.stop as stop:
@@ -243,6 +253,61 @@ def test_the_host_reads_behind_the_device(world):
     world.fit(12, first=6, log_every=6)
     assert world.records()[1]["step_seconds"] == pytest.approx((6 * 4 + STEP_SECONDS) / 6)
     assert world.records()[1]["data_wait_share"] == pytest.approx(24 / 25)
+
+
+def test_any_object_may_take_the_steps_and_from_several_batches(world):
+    """All that the loop asks of it: to be called, and how long it has been compiling."""
+
+    class Slow:
+        seconds = 0.0
+
+        def __call__(self, state, batches):
+            if not self.seconds:
+                self.seconds += COMPILE_SECONDS
+                world.clock.now += COMPILE_SECONDS
+            return world.take(state, batches)
+
+    world.step, world.batches_a_step = Slow(), 3
+    world.fit(4, log_every=2)
+    for record in world.records():
+        assert record["step_seconds"] == pytest.approx(STEP_SECONDS)
+        assert record["pad_share"] == pytest.approx(1 - 7 / (3 * SLOTS))
+
+
+# --- early stopping and profiles -----------------------------------------------------------------
+
+
+def test_it_stops_once_the_scores_do_not_get_better_and_what_is_left_is_logged(world):
+    world.scores, world.evaluations = [3.0, 5.0, 4.0, 5.0], Evaluations(patience=2)
+    state = world.fit(100, evaluate_every=2, save_every=50, log_every=5)
+    assert int(state.step) == 8 and world.evaluations.best() == (4, 5.0)
+    assert world.events[-3:] == ["evaluate 8", "save 8", "closed"]
+    assert [record["step"] for record in world.records()] == [5, 8]
+    assert world.records()[1]["step_seconds"] == pytest.approx(STEP_SECONDS)
+    world.events.clear()
+    world.evaluations = Evaluations(patience=2, past=world.evaluations.record())
+    assert int(world.fit(100, first=8).step) == 8 and not world.events  # resumed: no further
+
+
+def test_a_signal_during_the_last_evaluation_leaves_the_end_to_the_resumed_run(world):
+    world.scores, world.evaluations = [3.0, 2.0], Evaluations(patience=1)
+    world.signals["evaluate 4"] = signal.SIGTERM
+    with pytest.raises(Terminated):
+        world.fit(100, evaluate_every=2)
+    assert not world.evaluations.is_over() and world.saves[4][0]["evaluated"] is False
+
+
+def test_a_profile_s_seconds_are_no_part_of_a_step(world, monkeypatch):
+    def spend(*_):
+        world.clock.now += 30.0
+
+    monkeypatch.setattr(jax.profiler, "start_trace", spend)
+    monkeypatch.setattr(jax.profiler, "stop_trace", spend)
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(monotonic=world.clock.monotonic))
+    world.profiled = range(3, 5)
+    world.fit(6, log_every=6)
+    assert world.records()[0]["step_seconds"] == pytest.approx(STEP_SECONDS)
+    assert sum("profiled the steps 3 to 4" in event for event in world.events) == 1
 
 
 # --- signals -------------------------------------------------------------------------------------

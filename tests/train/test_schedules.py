@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from seq2seq_jax.train.schedules import make_schedule
@@ -19,6 +20,11 @@ GNMT = (
 INVERSE_SQRT = [(0, 1 / 4000), (1999, 0.5), (3999, 1.0), (4000, (4000 / 4001) ** 0.5), (15_999, 0.5), (63_999, 0.25)]
 # Warm-up over 10 updates, then half a cosine over 100.
 COSINE = [(0, 0.2), (4, 1.0), (9, 2.0), (34, 2 * 0.5 * (1 + 2**-0.5)), (59, 1.0), (109, 0.0), (500, 0.0)]
+# Warm-up over 10 updates, then down to a tenth of the peak over 100: the same amount, or the same factor, every update.
+LINEAR = [(0, 0.2), (9, 2.0), (34, 2 * 0.775), (59, 2 * 0.55), (109, 0.2), (500, 0.2)]
+EXPONENTIAL = [(0, 0.2), (9, 2.0), (34, 2 * 0.1**0.25), (59, 2 * 0.1**0.5), (109, 0.2), (500, 0.2)]
+STABLE = [(0, 0.2), (9, 2.0), (10, 2.0), (99, 2.0), (149, 2 * 0.55), (199, 0.2), (500, 0.2)]
+DECAY = {"learning_rate": 2.0, "warmup_steps": 10, "decay_floor": 0.1}
 CONSTANT = [(0, 0.75), (1, 1.5), (2, 2.25), (3, 3.0), (4, 3.0), (10_000, 3.0)]
 
 
@@ -28,6 +34,9 @@ CONSTANT = [(0, 0.75), (1, 1.5), (2, 2.25), (3, 3.0), (4, 3.0), (10_000, 3.0)]
         ("gnmt", {"learning_rate": 0.5, "decay_start": 1_200_000, "decay_every": 200_000, "decay_times": 4}, GNMT),
         ("inverse_sqrt", {"learning_rate": 1.0, "warmup_steps": 4000}, INVERSE_SQRT),
         ("cosine", {"learning_rate": 2.0, "warmup_steps": 10, "decay_steps": 110}, COSINE),
+        ("linear", DECAY | {"decay_steps": 110}, LINEAR),
+        ("exponential", DECAY | {"decay_steps": 110}, EXPONENTIAL),
+        ("stable", DECAY | {"decay_start": 100, "decay_steps": 200}, STABLE),
         ("constant", {"learning_rate": 3.0, "warmup_steps": 4}, CONSTANT),
         ("constant", {"learning_rate": 0.1}, [(0, 0.1), (7, 0.1)]),
     ],
@@ -45,10 +54,36 @@ def test_gnmt_warms_up_first():
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
 
 
+def test_decays_are_optax_s_own_after_our_warm_up():
+    """Theirs count from 0 and the rate of the step; ours counts the update that is made, so that none has rate 0."""
+    numbers = {"learning_rate": 2.0, "warmup_steps": 5, "decay_floor": 0.1}
+    ours = {
+        "cosine": make_schedule("cosine", decay_steps=25, **numbers),
+        "linear": make_schedule("linear", decay_steps=25, **numbers),
+        "exponential": make_schedule("exponential", decay_steps=25, **numbers),
+        "stable": make_schedule("stable", decay_start=15, decay_steps=25, **numbers),
+    }
+    warm = optax.linear_schedule(0.0, 2.0, 5)
+    line = optax.linear_schedule(2.0, 0.2, 10)
+    theirs = {
+        "cosine": optax.join_schedules([warm, optax.cosine_decay_schedule(2.0, 20, alpha=0.1)], [5]),
+        "linear": optax.join_schedules([warm, optax.linear_schedule(2.0, 0.2, 20)], [5]),
+        "exponential": optax.warmup_exponential_decay_schedule(0.0, 2.0, 5, 20, 0.1, end_value=0.2),
+        "stable": optax.join_schedules([warm, optax.constant_schedule(2.0), line], [5, 15]),
+    }
+    for name, schedule in ours.items():
+        rates = [float(schedule(n)) for n in range(40)]
+        np.testing.assert_allclose(rates, [float(theirs[name](n + 1)) for n in range(40)], rtol=2e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "named"),
     [
-        ("linear", {}, "linear"),
+        ("quadratic", {}, "quadratic"),
+        ("linear", {"warmup_steps": 10, "decay_steps": 10}, "warmup_steps=10 for 'linear'"),
+        ("exponential", {"decay_steps": 10}, "decay_floor"),
+        ("stable", {"decay_start": 10, "decay_steps": 10}, "less than decay_steps=10"),
+        ("stable", {"warmup_steps": 9, "decay_start": 8, "decay_steps": 10}, "warmup_steps=9"),
         ("cosine", {"warmup_steps": 10, "decay_steps": 10}, "warmup_steps=10"),
         ("gnmt", {"decay_start": 5}, "decay_every"),
     ],

@@ -39,17 +39,17 @@ def differentiate(loss):
     return jax.value_and_grad(loss, has_aux=True)
 
 
-def squared_error(params, batch, key):
+def squared_error(params, batch, key, step):
     """Weighted squared error of a line through x; a NaN in x or y is a bad batch."""
-    del key
+    del key, step
     error = batch["x"] * params["slope"] + params["offset"] - batch["y"]
     loss = jnp.sum(batch["weight"] * error**2)
     return loss, {"loss": loss, "weight": jnp.sum(batch["weight"])}
 
 
-def root_error(params, batch, key):
+def root_error(params, batch, key, step):
     """Finite at an error of zero, where its gradient is not."""
-    del key
+    del key, step
     loss = jnp.sum(jnp.sqrt(params["slope"] * batch["x"]))
     return loss, {"loss": loss, "weight": jnp.float32(batch["x"].size)}
 
@@ -127,7 +127,7 @@ def test_the_state_can_be_donated_from_the_first_step():
 
 
 def test_the_key_is_a_function_of_seed_and_step():
-    def loss(params, batch, key):
+    def loss(params, batch, key, step):
         return params["slope"] * batch["x"].sum(), {"weight": jnp.float32(1), "draw": jax.random.uniform(key)}
 
     optimizer = make_optimizer("sgd", lambda n: 0.0)
@@ -146,11 +146,42 @@ def test_the_key_is_a_function_of_seed_and_step():
     assert len({*straight, *draws(1, 0, 4)}) == 8
 
 
+# --- the moving average --------------------------------------------------------------------------
+
+
+def test_the_average_is_that_of_the_parameters_with_a_decay_that_warms_up():
+    optimizer = make_optimizer("sgd", lambda n: 0.1)
+    step = jax.jit(make_train_step(differentiate(squared_error), optimizer, seed=0, ema_decay=0.25))
+    state = init_state(make_line(), optimizer, ema_decay=0.25)
+    mean = {name: np.float64(value) for name, value in make_line().items()}
+    for n in range(6):
+        bad = n == 4
+        state, _ = step(state, make_points(y=np.nan if bad else 2.0 + n))
+        decay = min(0.25, (1 + n) / (10 + n))  # 1/10, 2/11, then 1/4
+        for name in mean:
+            if not bad:
+                mean[name] = decay * mean[name] + (1 - decay) * np.float64(state.params[name])
+            assert float(state.ema[name]) == pytest.approx(mean[name], rel=1e-6)
+            assert float(state.averaged[name]) == float(state.ema[name]) != float(state.params[name])
+    assert init_state(make_line(), optimizer).averaged == make_line()
+
+
+def test_an_update_that_is_not_finite_leaves_the_average_alone_too():
+    optimizer = optax.sgd(1e38)
+    loss = lambda p, batch, key, step: (100.0 * p["w"].sum(), {"weight": 1.0})  # noqa: E731
+    step = jax.jit(make_train_step(differentiate(loss), optimizer, seed=0, ema_decay=0.9), donate_argnums=0)
+    start = init_state({"w": jnp.ones(3)}, optimizer, ema_decay=0.9).replace(ema={"w": jnp.zeros(3)})
+    state, sums = step(start, None)
+    np.testing.assert_array_equal(state.ema["w"], np.zeros(3))
+    assert float(sums["finite"]) == 0.0
+
+
 # --- a tiny GNMT with dropout --------------------------------------------------------------------
 
 
-def translation_loss(params, batch, key):
+def translation_loss(params, batch, key, step):
     """The cross-entropy of a batch, summed."""
+    del step
 
     def run(model):
         memory = model.encode(batch.source, batch.source_mask, train=True)
@@ -246,7 +277,7 @@ def test_the_benchmark_s_peer_is_the_same_computation(monkeypatch, capsys):
 def test_an_update_that_is_not_finite_leaves_the_parameters_alone() -> None:
     params = {"w": jnp.ones(3)}
     optimizer = optax.sgd(1e38)  # times a gradient of 100: more than float32 holds
-    loss = lambda p, batch, key: (100.0 * p["w"].sum(), {"weight": 1.0})  # noqa: E731
+    loss = lambda p, batch, key, step: (100.0 * p["w"].sum(), {"weight": 1.0})  # noqa: E731
     step = jax.jit(make_train_step(differentiate(loss), optimizer, seed=0))
     state, sums = step(init_state(params, optimizer), None)
     np.testing.assert_array_equal(state.params["w"], params["w"])
