@@ -22,6 +22,7 @@ from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocab, Vocabs
 from seq2seq_jax.interfaces import Batch
 
 _LINES_AT_ONCE = 50_000  # tokenised together; a whole corpus of small arrays would take several times its size
+_NO_TAGS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,14 @@ class Pairs(Protocol):
     def read(self, ids: np.ndarray) -> tuple[Ragged, Ragged]: ...
 
 
+class Redraw(Protocol):
+    """Gives the examples `ids` of a batch another segmentation, drawn by the batch's epoch, with room in its shape."""
+
+    def __call__(
+        self, sources: Ragged, targets: Ragged, ids: np.ndarray, planned: PlannedBatch
+    ) -> tuple[Ragged, Ragged]: ...
+
+
 def take(ragged: Ragged, ids: np.ndarray) -> Ragged:
     """The sequences `ids`, in that order."""
     lengths = ragged.offsets[ids + 1] - ragged.offsets[ids]
@@ -106,26 +115,40 @@ def take(ragged: Ragged, ids: np.ndarray) -> Ragged:
     return Ragged(ragged.flat[places], offsets)
 
 
-def tokenise(text: ParallelText, vocabs: Vocabs) -> TokenPairs:
-    """Encodes both sides of a corpus. Without a target side the targets are empty."""
-    source = _encode(text.source, vocabs.source, append_eos=True)
+def tokenise(text: ParallelText, vocabs: Vocabs, tags: Sequence[str] = ()) -> TokenPairs:
+    """Encodes both sides of a corpus. Without a target side the targets are empty.
+
+    Args:
+        text: the corpus.
+        vocabs: of both sides.
+        tags: names of the tokens put before every source that is not blank, such as ("2de", "bt").
+
+    Raises:
+        UserError: the source vocabulary has no such tag.
+    """
+    source = _encode(text.source, vocabs.source, append_eos=True, before=tag_ids(vocabs.source, tags))
     if text.target is None:
         return TokenPairs(source, Ragged(np.zeros(0, np.int32), np.zeros(len(source) + 1, np.int64)))
     return TokenPairs(source, _encode(text.target, vocabs.target, append_eos=False))
 
 
-def build_batch(pairs: Pairs, planned: PlannedBatch, *, rows: np.ndarray | None = None) -> Batch:
+def build_batch(
+    pairs: Pairs, planned: PlannedBatch, *, rows: np.ndarray | None = None, redraw: Redraw | None = None
+) -> Batch:
     """Pads the planned examples to the batch's shape; leaves are numpy arrays.
 
     Args:
         pairs: the corpus.
         planned: which examples, and the shape.
         rows: read only these rows of the global batch (a host's share).
+        redraw: draws other segmentations; the stored ones by default.
     """
     ids = planned.example_ids if rows is None else planned.example_ids[rows]
     real = ids >= 0
     places = np.where(real, np.cumsum(real) - 1, -1)  # of the rows in what is read
     sources, targets = pairs.read(ids[real])
+    if redraw is not None:
+        sources, targets = redraw(sources, targets, ids[real], planned)
     source, source_mask = pad_rows(sources, places, planned.shape.source_len)
     body, body_mask = pad_rows(targets, places, planned.shape.target_len)
     lengths = body_mask.sum(axis=1)
@@ -209,6 +232,7 @@ def batches(
     start: int,
     stop: int,
     rows_of: Callable[[int], np.ndarray] | None = None,
+    redraw: Redraw | None = None,
     threads: int = 1,
     prefetch: int = 4,
 ) -> BatchReader:
@@ -220,12 +244,13 @@ def batches(
         start, stop: range of n, over all epochs.
         rows_of: `rows_of(rows)` are the numbers of the rows that this host reads of a batch of so many; all
             of them by default.
+        redraw: draws other segmentations in every epoch, such as `sampling.PairSampler`.
         threads: that build batches ahead; 0 builds each when it is asked for.
         prefetch: how many batches to build ahead.
     """
     if not 0 <= start <= stop:
         raise ValueError(f"`start` and `stop` must be 0 <= start <= stop, but are {start} and {stop} instead.")
-    source = _PlannedBatches(pairs, plan, start, stop, rows_of)
+    source = _PlannedBatches(pairs, plan, start, stop, rows_of, redraw)
     return BatchReader(source, threads=threads, prefetch=prefetch)
 
 
@@ -238,6 +263,7 @@ class _PlannedBatches:
     start: int
     stop: int
     rows_of: Callable[[int], np.ndarray] | None
+    redraw: Redraw | None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -245,7 +271,7 @@ class _PlannedBatches:
     def __getitem__(self, i: int) -> Batch:
         planned = self.plan.batch(self.start + i)
         rows = None if self.rows_of is None else self.rows_of(planned.shape.rows)
-        return build_batch(self.pairs, planned, rows=rows)
+        return build_batch(self.pairs, planned, rows=rows, redraw=self.redraw)
 
 
 def length_batches(
@@ -289,12 +315,30 @@ def _round_up(length: int, multiple: int) -> int:
     return power
 
 
-def _encode(lines: Sequence[str], vocab: Vocab, *, append_eos: bool) -> Ragged:
+def _encode(lines: Sequence[str], vocab: Vocab, *, append_eos: bool, before: np.ndarray = _NO_TAGS) -> Ragged:
     eos = np.array([EOS_ID], np.int32)
     parts = []
     for begin in range(0, len(lines), _LINES_AT_ONCE):
         encoded = vocab.encode_many(lines[begin : begin + _LINES_AT_ONCE])
-        parts.append(Ragged.pack([np.concatenate([ids, eos]) for ids in encoded] if append_eos else encoded))
+        if append_eos:
+            encoded = [np.concatenate([before, ids, eos] if len(ids) else [ids, eos]) for ids in encoded]
+        parts.append(Ragged.pack(encoded))
+    return _join(parts)
+
+
+def tag_ids(vocab: Vocab, tags: Sequence[str]) -> np.ndarray:
+    """The ids of tags, `[number of tags]` int32."""
+    return vocab.tag_ids(tags) if tags else _NO_TAGS
+
+
+def join_pairs(pairs: Sequence[TokenPairs]) -> TokenPairs:
+    """Corpora one after the other."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return TokenPairs(_join([part.source for part in pairs]), _join([part.target for part in pairs]))
+
+
+def _join(parts: Sequence[Ragged]) -> Ragged:
     if not parts:
         return Ragged.pack([])
     lengths = np.concatenate([part.lengths for part in parts])

@@ -4,10 +4,15 @@ A plan has a small table of shapes (each is one compilation of the train step) a
 the cheapest shape that holds it. An epoch is the same for every number of hosts, devices and threads; the
 only state of the data is how many batches (or examples) have been used, so that resuming is arithmetic.
 
-Every epoch has the same number of batches and holds every kept example exactly once:
+Every epoch has the same number of batches and holds every kept example exactly once (of a mixture of
+corpora: the same number of examples of each, see `mixture`):
 
     lengths ── choose_shapes ──▶ table of shapes ── settle leftovers ──▶ batches a shape, fixed
     (seed, epoch) ──▶ who sits in which batch, and the order of the batches
+
+The first epochs may go from short sentences to long ones (a curriculum: Kocmi and Bojar 2017, arXiv:1707.09533;
+Platanios et al. 2019, arXiv:1903.09848): within a shape, examples are in order of their length (source plus
+target, equal ones shuffled), and batches are in order of the mean length of their examples.
 """
 
 from __future__ import annotations
@@ -17,9 +22,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seq2seq_jax.data.mixture import WALK, Mixture, Part, describe_shares, mix
 from seq2seq_jax.data.shapes import Shape, choose_shapes, count_slots, settle_leftovers
 from seq2seq_jax.errors import UserError
 
+Lengths = Sequence[int] | np.ndarray
 _EPOCHS_KEPT = 2  # while an epoch ends, readers ahead of the others are in the next one
 
 
@@ -41,7 +48,11 @@ class BatchPlan:
         seed: of the order.
         shuffle: False keeps the order of the corpus within a shape, and the shapes in order of size.
         batches_per_epoch, examples_per_epoch: the same for every epoch.
-        pad_share: padded slots of source and target over all slots, rows that only fill included.
+        pad_share: padded slots of source and target over all slots, rows that only fill included; of a mixture
+            the mean over epochs.
+        parts: the corpora of a mixture, or none.
+        shares: what each of them has of an epoch, in examples.
+        curriculum_epochs: the first so many epochs go from short to long.
         too_long, too_short: ids of the examples that no batch holds.
     """
 
@@ -53,8 +64,13 @@ class BatchPlan:
     pad_share: float
     too_long: np.ndarray  # [N] int64
     too_short: np.ndarray  # [N] int64
+    parts: tuple[Part, ...]
+    shares: tuple[float, ...]
+    curriculum_epochs: int
     _members: tuple[np.ndarray, ...]  # a shape: ids in order of the corpus
     _promote: tuple[int, ...]  # a shape: the shape that takes its leftovers, or -1
+    _mixture: Mixture
+    _lengths: np.ndarray | None  # [all examples] source plus target, for a curriculum
     _epochs: dict[int, _Epoch] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -102,6 +118,10 @@ class BatchPlan:
         """One line for the log."""
         told = f"{self.examples_per_epoch} examples in {self.batches_per_epoch} batches an epoch, "
         told += f"{len(self.shapes)} shapes, {self.pad_share:.1%} padding"
+        if self.curriculum_epochs:
+            told += f", from short to long in the first {self.curriculum_epochs} epochs"
+        if len(self.parts) > 1:
+            told += f"; shares: {describe_shares(self.parts, self.shares)}"
         for ids, why in ((self.too_long, "too long"), (self.too_short, "empty")):
             if len(ids):
                 first = ", ".join(str(i) for i in ids[:5]) + (", ..." if len(ids) > 5 else "")
@@ -130,10 +150,13 @@ class BatchPlan:
     def _make_epoch(self, epoch: int) -> _Epoch:
         incoming: list[list[np.ndarray]] = [[] for _ in self.shapes]
         parts, counts, shape_of = [], [], []
+        ordered = self.shuffle and epoch < self.curriculum_epochs
         for k, shape in enumerate(self.shapes):
-            ids = np.concatenate([self._members[k], *incoming[k]])
+            ids = np.concatenate([self._take(k, epoch), *incoming[k]])
             if self.shuffle:
                 ids = ids[permute(len(ids), self.seed, epoch, k)]
+            if ordered:
+                ids = ids[np.argsort(self._lengths_of(ids), kind="stable")]
             full, left = divmod(len(ids), shape.rows)
             if left and self._promote[k] >= 0:
                 incoming[self._promote[k]].append(ids[full * shape.rows :])
@@ -146,8 +169,25 @@ class BatchPlan:
         order = np.arange(len(sizes))
         if self.shuffle:
             order = permute(len(sizes), self.seed, epoch, len(self.shapes))
+        ids = np.concatenate(parts)
+        if ordered:
+            means = np.add.reduceat(self._lengths_of(ids), starts) / sizes
+            order = order[np.argsort(means[order], kind="stable")]
         before = np.concatenate([[0], np.cumsum(sizes[order])])
-        return _Epoch(np.concatenate(parts), np.array(shape_of)[order], starts[order], sizes[order], before)
+        return _Epoch(ids, np.array(shape_of)[order], starts[order], sizes[order], before)
+
+    def _take(self, k: int, epoch: int) -> np.ndarray:
+        """The examples of shape k in an epoch, in the order of the corpora."""
+
+        def walk(count: int, round_: int, corpus: int, shape: int) -> np.ndarray:
+            return permute(count, self.seed, WALK, round_, corpus, shape)
+
+        return self._mixture.take(self._members[k], k, epoch, walk if self.shuffle else None)
+
+    def _lengths_of(self, ids: np.ndarray) -> np.ndarray:
+        if self._lengths is None:
+            raise ValueError("`_lengths` must be there for a curriculum, but is None instead.")
+        return self._lengths[ids].astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,8 +202,8 @@ class _Epoch:
 
 
 def make_plan(
-    source_lengths: Sequence[int] | np.ndarray,
-    target_lengths: Sequence[int] | np.ndarray,
+    source_lengths: Lengths,
+    target_lengths: Lengths,
     *,
     seed: int,
     tokens_per_batch: int | None = None,
@@ -175,6 +215,8 @@ def make_plan(
     min_source_len: int = 2,
     min_target_len: int = 2,
     shuffle: bool = True,
+    parts: Sequence[Part] = (),
+    curriculum_epochs: int = 0,
 ) -> BatchPlan:
     """Plans all batches of a corpus; O(N) in numpy, a pure function of its arguments.
 
@@ -188,6 +230,9 @@ def make_plan(
         max_source_len, max_target_len, min_source_len, min_target_len: longer and shorter examples are left
             out; a minimum of 2 leaves out texts that hold nothing but eos.
         shuffle: False for an order that a person can follow.
+        parts: the corpora of a mixture, whose examples follow each other; none: all examples are of one. The
+            shapes are those that suit the corpora as they are, whatever their shares.
+        curriculum_epochs: the first so many epochs go from short to long.
 
     Raises:
         UserError: nothing is left, or `tokens_per_batch` is too small for the longest examples.
@@ -196,31 +241,63 @@ def make_plan(
     _check(source, target, seed, tokens_per_batch, rows, max_shapes, rows_multiple)
     long = (source > max_source_len) | (target > max_target_len)
     short = ~long & ((source < min_source_len) | (target < min_target_len))
-    kept = np.flatnonzero(~(long | short))
-    if not len(kept):
+    kept = ~(long | short)
+    if not kept.any():
         raise UserError(_tell_nothing_left(int(long.sum()), int(short.sum()), max_source_len, max_target_len))
-    source, target = source[kept], target[kept]
-    shapes, shape_of = choose_shapes(
-        source, target, tokens_per_batch=tokens_per_batch, rows=rows, max_shapes=max_shapes, rows_multiple=rows_multiple
+    shapes, of_kept = choose_shapes(
+        source[kept],
+        target[kept],
+        tokens_per_batch=tokens_per_batch,
+        rows=rows,
+        max_shapes=max_shapes,
+        rows_multiple=rows_multiple,
     )
-    # A stable sort of one-byte keys is a radix sort: O(N), and the order of the corpus within a shape.
-    order = np.argsort(shape_of, kind="stable")
-    sizes = np.bincount(shape_of, minlength=len(shapes))
-    promote = settle_leftovers(shapes, sizes.tolist())
-    batches, slots = count_slots(shapes, sizes.tolist(), promote)
-    ids = kept.astype(np.min_scalar_type(-len(long)))[order]
+    # A pass a shape over small integers, and ids as narrow as they can be: of 36 million examples every byte counts.
+    shape_of = np.full(len(long), -1, np.int16 if len(shapes) > 127 else np.int8)
+    shape_of[kept] = of_kept
+    narrow = np.min_scalar_type(-len(long))
+    members = tuple(np.flatnonzero(shape_of == k).astype(narrow) for k in range(len(shapes)))
+    mixture = mix(parts or [Part(len(long), 1.0)], members)
+    sizes = mixture.counts.sum(axis=1).tolist()
+    promote = settle_leftovers(shapes, sizes)
+    batches, slots = count_slots(shapes, sizes, promote)
     return BatchPlan(
         shapes=shapes,
         seed=int(seed),
         shuffle=shuffle,
         batches_per_epoch=batches,
-        examples_per_epoch=len(kept),
-        pad_share=1.0 - (int(source.sum(dtype=np.int64)) + int(target.sum(dtype=np.int64))) / slots,
+        examples_per_epoch=sum(sizes),
+        pad_share=1.0 - _count_tokens(mixture, members, source_lengths, target_lengths) / slots,
         too_long=np.flatnonzero(long),
         too_short=np.flatnonzero(short),
-        _members=tuple(np.split(ids, np.cumsum(sizes)[:-1])),
+        parts=tuple(parts),
+        shares=tuple(mixture.shares.tolist()),
+        curriculum_epochs=curriculum_epochs,
+        _members=members,
         _promote=promote,
+        _mixture=mixture,
+        _lengths=_add_lengths(source_lengths, target_lengths) if curriculum_epochs and shuffle else None,
     )
+
+
+def _add_lengths(source_lengths: Lengths, target_lengths: Lengths) -> np.ndarray:
+    """`[all examples]`: source plus target, in two bytes; what is longer is not in the plan."""
+    total = np.asarray(source_lengths).astype(np.int32) + np.asarray(target_lengths)
+    return np.minimum(total, np.iinfo(np.uint16).max).astype(np.uint16)
+
+
+def _count_tokens(
+    mixture: Mixture, members: Sequence[np.ndarray], source_lengths: Lengths, target_lengths: Lengths
+) -> float:
+    """Tokens of both sides in an epoch; of a mixture the mean over epochs."""
+    total, source, target = 0.0, np.asarray(source_lengths), np.asarray(target_lengths)
+    for ids, borders, counts in zip(members, mixture.borders, mixture.counts, strict=True):
+        for start, stop, count in zip(borders[:-1], borders[1:], counts.tolist(), strict=True):
+            if count:
+                cell = ids[start:stop]
+                tokens = int(source[cell].sum(dtype=np.int64)) + int(target[cell].sum(dtype=np.int64))
+                total += tokens * (count / len(cell))
+    return total
 
 
 def _check(

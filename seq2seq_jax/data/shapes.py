@@ -14,6 +14,7 @@ import numpy as np
 from seq2seq_jax.errors import UserError
 
 _MAX_BORDERS = 64  # candidate lengths a side; the search is quadratic in the product of both sides
+_EXAMPLES_AT_ONCE = 1 << 20
 _REACH = 11  # candidate target lengths for each source length
 
 
@@ -51,9 +52,16 @@ def choose_shapes(
     Raises:
         UserError: `tokens_per_batch` is too small for `rows_multiple` rows of the longest shape.
     """
-    (source_borders, source_cell), (target_borders, target_cell) = _divide(source), _divide(target)
-    cell = source_cell * len(target_borders) + target_cell
-    weight = np.bincount(cell, minlength=len(source_borders) * len(target_borders))
+    (source_borders, source_place), (target_borders, target_place) = _divide(source), _divide(target)
+
+    def find_cells() -> Iterator[tuple[slice, np.ndarray]]:
+        """The cell of the length histogram that each example is in, some at a time."""
+        for some in _cut(len(source)):
+            yield some, source_place[source[some]] * len(target_borders) + target_place[target[some]]
+
+    weight = np.zeros(len(source_borders) * len(target_borders), np.int64)
+    for _, cells in find_cells():
+        weight += np.bincount(cells, minlength=len(weight))
 
     def make_shapes(table: list[int]) -> tuple[Shape, ...]:
         lengths = [
@@ -71,7 +79,10 @@ def choose_shapes(
         _, slots = count_slots(shapes, sizes, settle_leftovers(shapes, sizes))
         found.append((slots, shapes, shape_of_cell))
     _, shapes, shape_of_cell = min(found, key=lambda entry: entry[0])  # of equals, the fewest shapes
-    return shapes, shape_of_cell[cell]
+    shape_of = np.empty(len(source), shape_of_cell.dtype)
+    for some, cells in find_cells():
+        shape_of[some] = shape_of_cell[cells]
+    return shapes, shape_of
 
 
 def settle_leftovers(shapes: Sequence[Shape], sizes: Sequence[int]) -> tuple[int, ...]:
@@ -126,13 +137,16 @@ def count_slots(shapes: Sequence[Shape], sizes: Sequence[int], promote: Sequence
 
 
 def _divide(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths that shapes may have, ascending, and the index of the one each example needs, `[N]` int32.
+    """Lengths that shapes may have, ascending, and the index of the one that each length needs, `[longest + 1]`.
 
     Every length if there are few; long ones are rounded up and thinned out. The last holds all.
     """
     longest = int(lengths.max())
     step = 1 if longest <= 64 else 2 if longest <= 128 else 4 if longest <= 512 else 8 if longest <= 4096 else 64
-    counts = np.bincount(-(-lengths // step))
+    counts = np.zeros(-(-longest // step) + 1, np.int64)
+    for some in _cut(len(lengths)):
+        found = np.bincount(lengths[some])
+        np.add.at(counts, -(-np.arange(len(found)) // step), found)
     present = np.flatnonzero(counts)
     if len(present) > _MAX_BORDERS:
         share = np.cumsum(counts[present]) / len(lengths)
@@ -142,7 +156,12 @@ def _divide(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         present = present[np.unique(np.concatenate([wanted, spread]))]
     borders = present * step
     borders[-1] = longest  # not rounded up: no shape exceeds the user's maximum
-    return borders, np.searchsorted(borders, np.arange(longest + 1)).astype(np.int32)[lengths]
+    return borders, np.searchsorted(borders, np.arange(longest + 1)).astype(np.int32)
+
+
+def _cut(count: int) -> Iterator[slice]:
+    """Ranges of examples: intermediate results of all of them would take several times the memory of their lengths."""
+    return (slice(start, start + _EXAMPLES_AT_ONCE) for start in range(0, count, _EXAMPLES_AT_ONCE))
 
 
 def _count_rows(source_len: int, target_len: int, tokens: int | None, rows: int | None, multiple: int) -> int:

@@ -6,6 +6,7 @@ Only "\\n" ends a line (a "\\r" before it is taken off). Python's `splitlines` a
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import gzip
 import hashlib
@@ -13,7 +14,7 @@ import logging
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -38,12 +39,16 @@ class ParallelText:
         target: as many translations, or None where there are none (text to translate).
         name: where it came from, for messages.
         digest: sha256 over the sentences of both sides; the same for plain, gzipped and TSV files.
+        tags: names of the tokens put before each source, such as "2de".
+        languages: codes of source and target; "" where nobody said.
     """
 
     source: list[str]
     target: list[str] | None
     name: str
     digest: str
+    tags: tuple[str, ...] = ()
+    languages: tuple[str, str] = ("", "")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -72,8 +77,8 @@ def read_parallel(prefix: str | os.PathLike, *, source: str, target: str | None)
     prefix = os.fspath(prefix)
     if prefix.endswith((".tsv", ".tsv.gz")):
         return _read_tsv(prefix)
-    paths = [_find_side(prefix, language) for language in (source, target) if language is not None]
-    sides = [list(_read_lines(path)) for path in paths]
+    paths = [find_side(prefix, language) for language in (source, target) if language is not None]
+    sides = [list(read_lines(path)) for path in paths]
     for path, lines in zip(paths, sides, strict=True):
         if not lines:
             raise UserError(f"{path}: is empty; at least one sentence is needed.")
@@ -105,7 +110,13 @@ def open_split(
 
         pairs = phrasebook.pairs(split, source=source, target=target, size=phrasebook_pairs, seed=seed)
         return make_text(*pairs, name=f"phrasebook {split}")
-    text = read_parallel(spec, source=source, target=target)
+    if spec.startswith("tfds:"):
+        from seq2seq_jax.data.tfds_text import TfdsText
+
+        records = TfdsText(spec, split=split, source=source, target=target)
+        text = make_text(*records.read(range(len(records))), name=records.name)
+    else:
+        text = read_parallel(spec, source=source, target=target)
     return drop_blank(text) if split == "train" else text
 
 
@@ -122,7 +133,7 @@ def drop_blank(text: ParallelText) -> ParallelText:
         "%s: %d of %d pairs have a blank side and are skipped (lines %s).", text.name, len(blank), len(text), first
     )
     gone = set(blank)
-    return _select(text, [i for i in range(len(text)) if i not in gone], text.name)
+    return select_pairs(text, [i for i in range(len(text)) if i not in gone], text.name)
 
 
 def hold_out(text: ParallelText, *, dev: int, test: int) -> tuple[ParallelText, ParallelText, ParallelText]:
@@ -142,31 +153,44 @@ def hold_out(text: ParallelText, *, dev: int, test: int) -> tuple[ParallelText, 
     if dev < 0 or test < 0 or 2 * (dev + test) > len(text):
         asked = f"{dev} dev and {test} test pairs"
         raise UserError(f"{text.name}: cannot hold out {asked} of {len(text)}: at least half must be left to train on.")
-    hashes = np.array([_hash(line) for line in text.source], np.uint64)
+    hashes = hash_sentences(text.source)
     order = np.argsort(hashes, kind="stable")
-    ranked = hashes[order]
-    # Borders move right to the end of a run of equal sentences.
-    dev_end = np.searchsorted(ranked, ranked[dev - 1], side="right") if dev else 0
-    test_end = max(dev_end, dev + test) if test else dev_end
-    if test_end > dev_end:
-        test_end = np.searchsorted(ranked, ranked[test_end - 1], side="right")
+    dev_end, test_end = find_borders(hashes[order], dev=dev, test=test)
     parts = {"train": order[test_end:], "dev": order[:dev_end], "test": order[dev_end:test_end]}
     for side, wanted in (("train", 1), ("dev", dev), ("test", test)):
         if wanted and not len(parts[side]):
             raise UserError(f"{text.name}: too few distinct source sentences to hold out dev and test; give files.")
     train, dev_text, test_text = (
-        _select(text, np.sort(ids).tolist(), f"{text.name} ({side})") for side, ids in parts.items()
+        select_pairs(text, np.sort(ids).tolist(), f"{text.name} ({side})") for side, ids in parts.items()
     )
     return train, dev_text, test_text
 
 
-def _select(text: ParallelText, ids: list[int], name: str) -> ParallelText:
+def select_pairs(text: ParallelText, ids: list[int], name: str) -> ParallelText:
+    """The pairs `ids` of a corpus, in that order, as a corpus of its own."""
     target = None if text.target is None else [text.target[i] for i in ids]
-    return make_text([text.source[i] for i in ids], target, name=name)
+    selected = make_text([text.source[i] for i in ids], target, name=name)
+    return dataclasses.replace(selected, tags=text.tags, languages=text.languages)
 
 
-def _hash(line: str) -> int:
-    return int.from_bytes(hashlib.blake2b(line.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+def hash_sentences(lines: Sequence[str]) -> np.ndarray:
+    """64 bits of each sentence, `[N]` uint64, by which `hold_out` chooses."""
+    blake = hashlib.blake2b
+    return np.frombuffer(
+        b"".join(blake(line.encode("utf-8", "replace"), digest_size=8).digest() for line in lines), "<u8"
+    ).astype(np.uint64)
+
+
+def find_borders(ranked: np.ndarray, *, dev: int, test: int) -> tuple[int, int]:
+    """Where dev and test end among hashes in ascending order; dev comes first.
+
+    Borders move right to the end of a run of equal sentences.
+    """
+    dev_end = int(np.searchsorted(ranked, ranked[dev - 1], side="right")) if dev else 0
+    test_end = max(dev_end, dev + test) if test else dev_end
+    if test_end > dev_end:
+        test_end = int(np.searchsorted(ranked, ranked[test_end - 1], side="right"))
+    return dev_end, test_end
 
 
 def _digest(source: list[str], target: list[str] | None) -> str:
@@ -179,16 +203,17 @@ def _digest(source: list[str], target: list[str] | None) -> str:
     return digest.hexdigest()
 
 
-def _find_side(prefix: str, language: str) -> Path:
+def find_side(prefix: str, language: str) -> Path:
     """PREFIX.LANGUAGE or PREFIX.LANGUAGE.gz, whichever is there."""
     plain = Path(f"{prefix}.{language}")
     for path in (plain, Path(f"{plain}.gz")):
         if path.exists():
             return path
-    raise UserError(f"{plain}: no such file, nor {plain.name}.gz; {_tell_neighbours(plain)}")
+    raise UserError(f"{plain}: no such file, nor {plain.name}.gz; {tell_neighbours(plain)}")
 
 
-def _tell_neighbours(path: Path) -> str:
+def tell_neighbours(path: Path) -> str:
+    """For messages: which files there are that a person may have meant."""
     folder = path.parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist."
@@ -210,9 +235,9 @@ def _tell_neighbours(path: Path) -> str:
 
 def _read_tsv(path: str) -> ParallelText:
     if not os.path.exists(path):
-        raise UserError(f"{path}: no such file; {_tell_neighbours(Path(path))}")
+        raise UserError(f"{path}: no such file; {tell_neighbours(Path(path))}")
     source, target = [], []
-    for number, line in enumerate(_read_lines(Path(path)), 1):
+    for number, line in enumerate(read_lines(Path(path)), 1):
         left, tab, right = line.partition("\t")
         if not tab or "\t" in right:
             raise UserError(
@@ -225,7 +250,7 @@ def _read_tsv(path: str) -> ParallelText:
     return make_text(source, target, name=path)
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """The lines of a plain or gzipped UTF-8 file, without BOM and line ends, read block by block."""
     try:
         mode = path.stat().st_mode
@@ -237,7 +262,7 @@ def _read_lines(path: Path) -> Iterator[str]:
             for block in _read_blocks(file, path):
                 if number == 1:
                     block = block.removeprefix(b"\xef\xbb\xbf")
-                text = _decode_block(block, number, path)
+                text = decode_block(block, number, path)
                 lines = text.split("\n")
                 if not lines[-1]:
                     lines.pop()  # what stands after the last "\n" is no line, unless there is something
@@ -269,7 +294,8 @@ def _read_blocks(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[b
         yield b"".join(parts)
 
 
-def _decode_block(block: bytes, number: int, path: Path) -> str:
+def decode_block(block: bytes, number: int, path: Path) -> str:
+    """Text of whole lines, the first of which is line `number` of the file; UserError where it is not UTF-8."""
     try:
         return block.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 from seq2seq_jax.errors import UserError
 
@@ -49,12 +50,10 @@ def parse_corpora(line: str, *, source: str, target: str, target_tag: bool = Fal
         UserError: the line is empty, or a corpus says something that is not known.
     """
     specs = []
-    for entry in re.split(r",(?![^\[]*\])", line):  # a comma inside [...] belongs to a TFDS split
-        name, _, options = entry.strip().partition("?")
+    for entry in _split(line):
+        name, _, options = entry.partition("?")
         if not name:
-            raise UserError(
-                f'config.{key} = {line!r}: a corpus has no name; give "phrasebook" or a prefix.'
-            )
+            raise UserError(f'config.{key} = {line!r}: a corpus has no name; give "phrasebook" or a prefix.')
         told: dict[str, str] = {}
         for option in filter(None, options.split("&")):
             word, _, value = option.partition("=")
@@ -65,9 +64,30 @@ def parse_corpora(line: str, *, source: str, target: str, target_tag: bool = Fal
                 )
             told[word] = value
         languages = (told.get("source", source), told.get("target", target))
-        tags = ((f"2{languages[1]}",) if target_tag else ()) + tuple(filter(None, told.get("tag", "").split("+")))
+        tags: tuple[str, ...] = (name_target(languages[1]),) if target_tag else ()
+        tags += tuple(filter(None, told.get("tag", "").split("+")))
         specs.append(CorpusSpec(name, *languages, _read_weight(told.get("weight", "1"), name, key), tags))
     return tuple(specs)
+
+
+def name_target(language: str) -> str:
+    """The tag that asks for a target language: `2de`."""
+    return f"2{language}"
+
+
+def change_names(line: str, change: Callable[[str], str]) -> str:
+    """The line with every corpus' name changed, and all else as it is."""
+    return ", ".join("?".join([change(name), *rest]) for name, *rest in (e.split("?", 1) for e in _split(line)))
+
+
+def without_name(line: str, name: str) -> str:
+    """The line without the corpora of a name."""
+    return ", ".join(entry for entry in _split(line) if entry.partition("?")[0] != name)
+
+
+def _split(line: str) -> list[str]:
+    """The corpora; a comma inside [...] belongs to a TFDS split."""
+    return [entry.strip() for entry in re.split(r",(?![^\[]*\])", line)]
 
 
 def _read_weight(text: str, name: str, key: str) -> float:

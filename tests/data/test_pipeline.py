@@ -12,7 +12,7 @@ from seq2seq_jax.data.pipeline import Ragged, TokenPairs, batches, build_batch, 
 from seq2seq_jax.data.plan import PlannedBatch, make_plan
 from seq2seq_jax.data.shapes import Shape
 from seq2seq_jax.data.sources import make_text
-from seq2seq_jax.data.vocab import train_vocabs
+from seq2seq_jax.data.vocab_training import train_vocabs
 
 rng = np.random.default_rng(0)
 PAIRS = TokenPairs(

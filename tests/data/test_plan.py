@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from seq2seq_jax.data.plan import make_plan, permute
 from seq2seq_jax.data.shapes import Shape, choose_shapes, count_slots, settle_leftovers
 from seq2seq_jax.data.sources import read_parallel
-from seq2seq_jax.data.vocab import train_vocabs
+from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.errors import UserError
 
 LENGTHS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=150)
@@ -124,6 +124,38 @@ def test_pickled_plan_gives_the_same_batches():
     copy = pickle.loads(pickle.dumps(plan))
     assert not copy._epochs
     np.testing.assert_array_equal(copy.batch(7).example_ids, plan.batch(7).example_ids)
+
+
+def test_a_curriculum_goes_from_short_to_long_and_then_as_usual():
+    source, target = synthetic()
+    options = {"seed": 3, "tokens_per_batch": 1024}
+    plan, usual = (make_plan(source, target, **options, curriculum_epochs=n) for n in (2, 0))
+    count = plan.batches_per_epoch
+    assert count == usual.batches_per_epoch and "short to long in the first 2 epochs" in plan.describe()
+    before, orders = 0, []
+    for epoch in range(3):
+        means, seen = [], []
+        for n in range(epoch * count, (epoch + 1) * count):
+            assert plan.examples_before(n) == before and plan.batch_index(before) == n
+            batch = plan.batch(n)
+            ids = batch.example_ids[batch.example_ids >= 0]
+            assert source[ids].max() <= batch.shape.source_len and target[ids].max() <= batch.shape.target_len
+            means.append((source[ids] + target[ids]).mean())
+            seen += ids.tolist()
+            before += len(ids)
+            if epoch == 2:
+                np.testing.assert_array_equal(batch.example_ids, usual.batch(n).example_ids)
+        assert sorted(seen) == list(range(len(source)))
+        assert (means == sorted(means)) == (epoch < 2)
+        orders.append(seen)
+    assert orders[0] != orders[1]  # equal lengths are shuffled
+    for epoch in range(2):
+        totals = (source + target)[orders[epoch]]
+        assert abs(totals - np.sort(totals)).mean() < 2  # shapes apart, nearly in order of the sentences, too
+        again = make_plan(source, target, **options, curriculum_epochs=2)
+        np.testing.assert_array_equal(
+            again.batch(epoch * count + 7).example_ids, plan.batch(epoch * count + 7).example_ids
+        )
 
 
 def test_only_the_last_epochs_are_kept():

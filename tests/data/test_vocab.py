@@ -1,5 +1,7 @@
 """Vocabularies: round trips, special ids, files that are not what they were."""
 
+import dataclasses
+import hashlib
 import json
 import pickle
 import unicodedata
@@ -9,7 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, KINDS, PAD_ID, UNK_ID, Vocab, Vocabs, train_vocab, train_vocabs
+from seq2seq_jax.data.pipeline import build_batch, tokenise
+from seq2seq_jax.data.plan import make_plan
+from seq2seq_jax.data.sources import make_text
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, KINDS, PAD_ID, UNK_ID, Vocab, Vocabs
+from seq2seq_jax.data.vocab_training import train_vocab, train_vocabs
 from seq2seq_jax.errors import UserError
 
 LINES = ["the cat sat on the mat", "the dog sat on the log", "ein Hund läuft über die Straße"] * 5
@@ -182,3 +188,99 @@ def test_impossible_vocabs_are_refused_in_one_line(lines, options, said):
 def test_ids_of_no_piece_are_refused(name, ids):
     with pytest.raises(ValueError, match="must lie between"):
         VOCABS[name].decode(ids)
+
+
+TAGGED = {
+    "sentencepiece": train_vocab(LINES, size=60, tags=("2de", "bt")),
+    "bpe": train_vocab(LINES, size=60, model="bpe", tags=("2de", "bt")),
+    "fallback": train_vocab(LINES, size=320, byte_fallback=True, tags=("2de", "bt")),
+    **{kind: train_vocab(LINES, size=60, kind=kind, tags=("2de", "bt")) for kind in ("word", "char", "byte")},
+}
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_tags_follow_the_special_ids(name, tmp_path):
+    vocab = TAGGED[name]
+    assert vocab.pieces(range(6)) == ["<pad>", "<unk>", "<s>", "</s>", "<2de>", "<bt>"]
+    assert vocab.tag_ids(["bt", "2de"]).tolist() == [5, 4] and vocab.tag_ids([]).dtype == np.int32
+    assert vocab.size <= 60 or name in ("fallback", "byte")
+    vocab.save(tmp_path, "v")
+    for copy in (Vocab.load(tmp_path, "v"), pickle.loads(pickle.dumps(vocab))):
+        assert copy == vocab and copy.tags == ("2de", "bt")
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_no_text_spells_a_tag_and_no_tag_is_text(name):
+    vocab = TAGGED[name]
+    for text in ("<2de> the cat", "<bt>", "a<2de>b", "▁<2de>", "2de"):
+        assert not {4, 5} & set(vocab.encode(text))
+    ids = vocab.encode(LINES[0])
+    assert vocab.decode([4, *ids, 5]) == vocab.decode(ids) == LINES[0]
+
+
+def test_a_training_text_that_spells_the_tag_changes_nothing_of_it():
+    lines = [*LINES, *["<2de> the <2de> cat"] * 20]
+    for options in ({"model": "unigram"}, {"model": "bpe"}, {"kind": "word"}, {"kind": "char"}):
+        vocab = train_vocab(lines, size=80, tags=("2de",), **options)
+        assert 4 not in vocab.encode("<2de> the <2de>")
+        assert vocab.pieces(vocab.tag_ids(["2de"])) == ["<2de>"]
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "word", "byte"])
+def test_a_digest_covers_the_tags_and_nothing_else_new(name, tmp_path):
+    plain, tagged = VOCABS[name], TAGGED[name]
+    assert len({plain.digest, tagged.digest, dataclasses.replace(tagged, tags=("bt", "2de")).digest}) == 3
+    plain.save(tmp_path, "v")
+    assert "tags" not in json.loads((tmp_path / "v.json").read_text())
+    head = f"{plain.kind}\0{plain.algorithm}\0{plain.normalization}\0".encode()
+    assert plain.digest == hashlib.sha256(head + plain.model).hexdigest()
+
+
+def test_a_page_with_other_tags_is_refused(tmp_path):
+    TAGGED["word"].save(tmp_path, "v")
+    page = json.loads((tmp_path / "v.json").read_text())
+    for tags in (["2fr", "bt"], [], ["<"], "2d"):
+        (tmp_path / "v.json").write_text(json.dumps(page | {"tags": tags}))
+        with pytest.raises(UserError):
+            Vocab.load(tmp_path, "v")
+
+
+@pytest.mark.parametrize("tags", [["s"], ["a", "a"], ["a b"], ["<a>"], [""], ["unk"]])
+def test_impossible_tags_are_refused(tags):
+    with pytest.raises(UserError, match=r"config\.vocab\.tags"):
+        train_vocab(LINES, kind="word", tags=tags)
+
+
+def test_an_unknown_tag_names_the_key():
+    with pytest.raises(UserError, match=r"no tag <2fr> \(it has <2de>, <bt>\).*config\.vocab\.tags"):
+        TAGGED["word"].tag_ids(["2de", "2fr"])
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "unigram"},
+        {"model": "bpe"},
+        {"model": "unigram", "byte_fallback": True, "size": 400},
+        {"model": "bpe", "byte_fallback": True, "size": 400},
+        {"kind": "word"},
+        {"kind": "char"},
+        {"kind": "byte"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+@pytest.mark.parametrize("tags", [(), ("2de",)])
+def test_every_combination_from_text_to_batch_and_back(options, joint, tags, tmp_path):
+    source, target = LINES[:2] * 3, [LINES[2], "der Hund saß auf der Matte"] * 3
+    vocabs = train_vocabs(source, target, joint=joint, **({"size": 90} | options), tags=tags)
+    vocabs.save(tmp_path)
+    vocabs = Vocabs.load(tmp_path)
+    pairs = tokenise(make_text(source, target, name="t"), vocabs, tags)
+    plan = make_plan(pairs.source_lengths, pairs.target_lengths, seed=0, rows=6, rows_multiple=1, max_shapes=1)
+    batch = build_batch(pairs, plan.batch(0))
+    for i, row in enumerate(batch.example_ids):
+        assert vocabs.source.decode(batch.source[i]) == source[row]
+        assert vocabs.target.decode(batch.target_out[i]) == target[row]
+        assert batch.source[i][: len(tags)].tolist() == vocabs.source.tag_ids(tags).tolist()
+    assert batch.source.max() < vocabs.source.size and batch.target_out.max() < vocabs.target.size
