@@ -50,7 +50,7 @@ def corpus_scores(
     hypotheses, references = list(hypotheses), list(references)
     chrf = CHRF()
     scores: dict[str, float | str] = {}
-    _add(scores, "bleu", _cased_bleu(language), hypotheses, references)
+    _add(scores, "bleu", make_bleu(language), hypotheses, references)
     _add(scores, "chrf", chrf, hypotheses, references)
     if lowercase_tokenized:
         metric = BLEU(tokenize="none", smooth_method="none", force=True)
@@ -81,10 +81,10 @@ def _base_language(code: str) -> str:
     return code.replace("-", "_").split("_")[0].lower()
 
 
-def _cased_bleu(language: str) -> BLEU:
+def make_bleu(language: str) -> BLEU:
     """sacreBLEU's own choice of tokenizer: 13a, or that of Chinese, Japanese or Korean."""
     try:
-        return BLEU(trg_lang=language)
+        return BLEU(trg_lang=_base_language(language))
     except RuntimeError as error:
         raise UserError(
             f"BLEU of target language `{language}` needs sacreBLEU's tokenizer for it, which is not installed: "

@@ -1,185 +1,17 @@
-"""Translation: the loss of a batch, and sentences in, n-best lists out."""
+"""Translation: sentences in, n-best lists out."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
 
-from seq2seq_jax.data.pipeline import length_batches
-from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocabs
-from seq2seq_jax.decode.beam import beam_search
-from seq2seq_jax.decode.greedy import greedy_search
-from seq2seq_jax.decode.steps import seq2seq_step
-from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
-from seq2seq_jax.parallel.layout import Execution, Layout
-from seq2seq_jax.parallel.shard import plan_leaves
-from seq2seq_jax.parallel.softmax import VocabularySplit, cross_entropy
-from seq2seq_jax.parallel.spread import specs_at_rest, take_parts
-from seq2seq_jax.parallel.varying import varying_axes
-
-
-def make_loss(
-    model: nn.Module, *, label_smoothing: float, chunk: int, train: bool = True
-) -> Callable[[PyTree, Batch, Array | None], tuple[Array, Sums]]:
-    """Builds `loss(params, batch, key) -> (objective, sums)`; see `Seq2Seq` for what `model` must offer.
-
-    Args:
-        model: a linen module that keeps the `Seq2Seq` protocol.
-        label_smoothing: see `cross_entropy`.
-        chunk: tokens whose logits exist at a time.
-        train: False is the loss without dropout; `key` may then be None.
-    """
-
-    def loss(params: PyTree, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
-        # Two keys: each call of apply counts its draws from zero, and the two halves must not share masks.
-        keys = jax.random.split(key) if train and key is not None else (None, None)
-        variables = {"params": params}
-
-        def run(method: str, rng: Array | None, *args: Any) -> Any:
-            rngs = {} if rng is None else {"dropout": rng}
-            return model.apply(variables, *args, train=train, method=method, rngs=rngs)
-
-        memory = run("encode", keys[0], batch.source, batch.source_mask)
-        hidden = run("decode", keys[1], batch.target_in, memory).hidden
-        kernel, bias = model.apply(variables, method="softmax_weights")
-        weights = batch.target_mask.astype(jnp.float32)
-        sums = cross_entropy(
-            hidden,
-            kernel,
-            bias,
-            batch.target_out,
-            weights,
-            label_smoothing=label_smoothing,
-            chunk=chunk,
-            split=model.execution.vocabulary,
-            vocab_size=model.config.target_vocab,
-        )
-        tokens = jnp.sum(weights)
-        return sums.loss, {
-            "loss": sums.loss,
-            "nll": sums.nll,
-            "correct": sums.correct,
-            "weight": tokens,
-            "target_tokens": tokens,
-            "source_tokens": jnp.sum(batch.source_mask.astype(jnp.float32)),
-            "rows": jnp.sum(batch.row_mask.astype(jnp.float32)),
-        }
-
-    return loss
-
-
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """How to search; see `decode.beam.beam_search`.
-
-    Attributes:
-        beam_size: hypotheses kept; 1 is greedy.
-        length_penalty: GNMT's alpha.
-        coverage_penalty: GNMT's beta; used where the model attends.
-        length_factor, length_extra: longest output, factor x source tokens + extra.
-    """
-
-    beam_size: int
-    length_penalty: float
-    coverage_penalty: float
-    length_factor: float
-    length_extra: int
-
-    def longest(self, source_len: int) -> int:
-        """The longest output for a source of so many tokens, eos included."""
-        return int(self.length_factor * source_len) + self.length_extra
-
-
-Decode = Callable[..., Hypotheses]
-"""`decode(params, source [B, S], source_mask [B, S], row_mask [B], *, max_len) -> Hypotheses`, jitted."""
-
-
-def make_decode(model: nn.Module, search: Search, layout: Layout, boxed: PyTree) -> Decode:
-    """Builds the search of a model on a mesh: rows over the devices that share batches, the vocabulary split.
-
-    Args:
-        model: a linen module that keeps the `Seq2Seq` protocol.
-        search: how to search.
-        layout: where the parameters live.
-        boxed: the abstract parameters with the names of their axes.
-    """
-    replicated = NamedSharding(layout.mesh, PartitionSpec())
-    jit = functools.partial(jax.jit, static_argnames=("max_len",), out_shardings=replicated)
-    if layout.step == "jit":
-        return jit(functools.partial(_decode, model, search))
-    split = VocabularySplit(layout.execution.vocabulary.axes)
-    local = functools.partial(_decode, model.clone(execution=Execution(vocabulary=split)), search)
-    leaves = plan_leaves(boxed, layout, layers_here=True)
-    specs = specs_at_rest(leaves)
-    sizes = layout.mesh.shape
-
-    def decode(params: PyTree, source: Array, source_mask: Array, row_mask: Array, *, max_len: int) -> Hypotheses:
-        shared = tuple(axis for axis in ("data", "fsdp") if sizes[axis] > 1)
-        if source.shape[0] % math.prod(sizes[axis] for axis in shared):
-            shared = ()  # a few rows: every device does all of them
-
-        def on_device(params: PyTree, *batch: Array) -> Hypotheses:
-            found = local(take_parts(leaves, params, ()), *batch, max_len=max_len)
-            return jax.tree.map(lambda x: _agree(x, shared), found)
-
-        rows = PartitionSpec(shared)
-        return jax.shard_map(on_device, mesh=layout.mesh, in_specs=(specs, rows, rows, rows), out_specs=rows)(
-            params, source, source_mask, row_mask
-        )
-
-    return jit(decode)
-
-
-def _agree(x: Array, rows: tuple[str, ...]) -> Array:
-    """What all devices of a group have found alike, marked as such (the largest of equal values)."""
-    axes = tuple(sorted(varying_axes(x) - set(rows)))
-    if not axes:
-        return x
-    return jax.lax.pmax(x.astype(jnp.int32) if x.dtype == bool else x, axes).astype(x.dtype)
-
-
-def _decode(
-    model: nn.Module,
-    search: Search,
-    params: PyTree,
-    source: Array,
-    source_mask: Array,
-    row_mask: Array,
-    *,
-    max_len: int,
-) -> Hypotheses:
-    """One batch on one program: encodes, then searches."""
-    variables, vocab_axes = {"params": params}, model.execution.vocabulary.axes
-    memory = model.apply(variables, source, source_mask, train=False, method="encode")
-    cache = model.apply(variables, memory, max_len, method="init_cache")
-    step = seq2seq_step(model, params, memory, vocab_axes=vocab_axes, vocab_size=model.config.target_vocab)
-    tokens = jnp.zeros_like(source, shape=source.shape[:1])
-    attends = jax.eval_shape(step, tokens, tokens, cache).attention is not None
-    table = jnp.array([search.longest(length) for length in range(source.shape[1] + 1)], jnp.int32)
-    lengths = table[source_mask.sum(axis=-1)]  # by the table: the same rounding as `max_len`
-    ids = {"bos_id": BOS_ID, "eos_id": EOS_ID, "pad_id": PAD_ID}
-    common: dict[str, Any] = {"max_lengths": lengths, "max_len": max_len, "row_mask": row_mask, **ids}
-    common |= {"return_attention": attends, "vocab_axes": vocab_axes}
-    if search.beam_size == 1:
-        return greedy_search(step, cache, **common)
-    return beam_search(
-        step,
-        cache,
-        beam_size=search.beam_size,
-        length_penalty=search.length_penalty,
-        coverage_penalty=search.coverage_penalty if attends else 0.0,
-        source_mask=source_mask,
-        **common,
-    )
+from seq2seq_jax.data.pipeline import length_batches, tag_ids
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.interfaces import Hypotheses, PyTree
+from seq2seq_jax.tasks.search import Decode, Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +49,22 @@ class Translator:
         search: how it searches.
         rows: sentences decoded at a time.
         max_source_len: tokens with eos; a longer source is cut there.
+        tags: names of the tokens put before every source, such as ("2de",).
     """
 
-    def __init__(self, decode: Decode, vocabs: Vocabs, search: Search, *, rows: int, max_source_len: int):
+    def __init__(
+        self,
+        decode: Decode,
+        vocabs: Vocabs,
+        search: Search,
+        *,
+        rows: int,
+        max_source_len: int,
+        tags: Sequence[str] = (),
+    ):
         self._decode, self.vocabs, self.search = decode, vocabs, search
         self.rows, self.max_source_len = rows, max_source_len
+        self._before = tag_ids(vocabs.source, tags)
 
     def translate(
         self, params: PyTree, lines: Sequence[str], *, poll: Callable[[], None] = lambda: None
@@ -229,8 +72,8 @@ class Translator:
         """Translates sentences, in their order; `poll` is called before each batch and may raise to stop."""
         eos = self.vocabs.source.eos_id
         encoded = self.vocabs.source.encode_many(list(lines))
-        limit = self.max_source_len - 1
-        sources = [np.append(ids[:limit], eos).astype(np.int32) for ids in encoded]
+        limit = self.max_source_len - 1 - len(self._before)
+        sources = [np.concatenate([self._before, ids[:limit], [eos]]).astype(np.int32) for ids in encoded]
         done: list[Translation | None] = [
             None if line.strip() and len(ids) else Translation([], [], None, False)
             for line, ids in zip(lines, encoded, strict=True)

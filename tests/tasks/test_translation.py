@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from seq2seq_jax.data.vocab import Vocabs, train_vocabs
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.interfaces import Batch, DecoderOutput, Memory
 from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
 from seq2seq_jax.models.lstm import LSTMConfig, LSTMSeq2Seq
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution, make_layout
-from seq2seq_jax.tasks.translation import Search, Translator, make_decode, make_loss
+from seq2seq_jax.tasks.loss import make_loss
+from seq2seq_jax.tasks.search import Search, make_decode
+from seq2seq_jax.tasks.translation import Translator
 
 SHORT = ["abc de", "fa", "gedab", "b"]
 LONG = "abcd efg gfe dc"  # 16 tokens with eos: it is padded to twice the length of the others
@@ -261,7 +264,7 @@ def test_the_loss_without_dropout_is_the_mean_by_hand(smoothing):
         correct += line.argmax() == target
 
     loss_of = jax.jit(make_loss(model, label_smoothing=smoothing, chunk=8, train=False))
-    objective, sums = loss_of(params, batch, None)
+    objective, sums = loss_of(params, batch, None, None)
     assert sums["weight"] == sums["target_tokens"] == 9
     assert (sums["source_tokens"], sums["rows"], sums["correct"]) == (12, 3, correct)
     assert float(sums["nll"] / sums["weight"]) == pytest.approx(nll / 9, rel=1e-5)
@@ -271,9 +274,10 @@ def test_the_loss_without_dropout_is_the_mean_by_hand(smoothing):
 def test_the_loss_in_training_has_dropout_that_the_key_decides():
     (model, params), batch = make_gnmt(), make_batch()
     train, still = (jax.jit(make_loss(model, label_smoothing=0.0, chunk=8, train=flag)) for flag in (True, False))
-    values = [float(train(params, batch, jax.random.key(n))[0]) for n in (0, 0, 1)]
+    values = [float(train(params, batch, jax.random.key(n), None)[0]) for n in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
-    assert float(still(params, batch, jax.random.key(0))[0]) == float(still(params, batch, None)[0]) not in values
+    without = [float(still(params, batch, key, None)[0]) for key in (jax.random.key(0), None)]
+    assert without[0] == without[1] not in values
 
 
 PLACES = make_places(jnp.arange(4), 2)
@@ -309,7 +313,7 @@ def test_encoder_and_decoder_draw_masks_of_their_own():
     tokens, mask = jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 4), bool)
     batch = Batch(tokens, mask, tokens, tokens, mask, jnp.arange(2), jnp.ones(2, bool))
     key, probe = jax.random.key(0), Probe()
-    sums = make_loss(probe, label_smoothing=0.0, chunk=8)({}, batch, key)[1]
+    sums = make_loss(probe, label_smoothing=0.0, chunk=8)({}, batch, key, None)[1]
     assert abs(float(sums["nll"]) - 8 * np.log(2)) > 1.0
     # What the two would draw if they were given one key: the same.
     memory = probe.apply({}, tokens, mask, train=True, method="encode", rngs={"dropout": key})

@@ -1,0 +1,154 @@
+"""A trained model as a folder to give away: weights, vocabularies, the keys that matter, and a card.
+
+    config.json         what the model is and how it searches
+    vocab/              its vocabularies
+    model.safetensors   float32, named by the dotted paths of the parameters; no pickle
+    README.md           the card
+
+The header of `model.safetensors` holds digests of the weights, of the vocabularies and of `config.model`, which are
+compared when the folder is read: a model whose files were mixed up or damaged says so and translates nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.errors import UserError
+
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+FORMAT = "seq2seq_jax-1"
+_CURE = "copy the folder again, or export it again from its run"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """What was read from a model's folder.
+
+    Attributes:
+        config: config.json.
+        vocabs: the vocabularies.
+        tensors: dotted parameter path → float32 array.
+        metadata: text by name: digests, step, versions.
+        card: README.md; empty where it was removed.
+    """
+
+    config: dict[str, Any]
+    vocabs: Vocabs
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    card: str
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether it holds an exported model."""
+    return (folder / WEIGHTS).is_file()
+
+
+def write_model(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    vocabs: Vocabs,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    card: str,
+) -> None:
+    """Writes a model's folder; see `ModelFolder`.
+
+    Args:
+        folder: is there, and empty.
+        config: with a section `model`.
+        vocabs: of both sides.
+        tensors: dotted parameter path → array; written as float32.
+        metadata: more to put in the header of the weights; the digests are added.
+        card: the text of README.md.
+    """
+    from safetensors.numpy import save_file
+
+    weights = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+    header = {**metadata, **_digests(config, vocabs, weights), "format": FORMAT}
+    save_file(weights, folder / WEIGHTS, metadata={**header, "header_sha256": _hash(header)})
+    vocabs.save(folder / "vocab")
+    for name, text in (("config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n"), (CARD, card)):
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def read_model(folder: Path) -> ModelFolder:
+    """Reads a model's folder and compares its parts with the digests in the weights' header.
+
+    Raises:
+        UserError: a file is missing or unreadable, or is not what was written.
+    """
+    metadata, tensors = _read_weights(folder / WEIGHTS)
+    if metadata.pop("header_sha256", "") != _hash(metadata) or metadata.get("format") != FORMAT:
+        raise UserError(f"{folder / WEIGHTS}: its header is not that of an exported model ({FORMAT}); {_CURE}.")
+    page = folder / "config.json"
+    try:
+        config = json.loads(page.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{page}: cannot be read ({error}); {_CURE}.") from error
+    vocabs = Vocabs.load(folder / "vocab")
+    found = _digests(config, vocabs, tensors)
+    places = {"parameters_sha256": WEIGHTS, "vocab_sha256": "vocab", "model_sha256": "config.json"}
+    for key, digest in found.items():
+        if metadata.get(key) != digest:
+            raise UserError(
+                f"{folder / places[key]}: not what was exported (its {key} is {digest[:12]}, the header of {WEIGHTS} "
+                f"says {str(metadata.get(key))[:12]}); {_CURE}."
+            )
+    card = folder / CARD
+    return ModelFolder(config, vocabs, tensors, metadata, card.read_text(encoding="utf-8") if card.exists() else "")
+
+
+def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """sha256 over the names, types, shapes and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def nest(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Dotted paths to a tree of dicts: `{"a.b": x}` to `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for name, array in tensors.items():
+        *path, last = name.split(".")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = array
+    return tree
+
+
+def _digests(config: Mapping[str, Any], vocabs: Vocabs, tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {
+        "parameters_sha256": hash_tensors(tensors),
+        "vocab_sha256": vocabs.digest,
+        "model_sha256": _hash(config.get("model")),
+    }
+
+
+def _hash(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not whole ({error}); {_CURE}.") from error
