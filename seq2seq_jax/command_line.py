@@ -12,17 +12,31 @@ from ml_collections import ConfigDict, config_flags
 from seq2seq_jax.config import default_config, flatten, suggest_key
 from seq2seq_jax.errors import UserError
 
-MODES = ("train", "evaluate", "translate", "describe", "plan")
+MODES = (
+    "train", "evaluate", "translate", "describe", "plan",
+    "score", "average", "compare", "export", "backtranslate", "prepare",
+)  # fmt: skip
 
 OWN = {
     "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
     "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
     "mode": f"What to do: {', '.join(MODES)}.",
-    "input": "translate: file to read, a sentence a line. Default: standard input.",
-    "output": "translate: file to write. Default: standard output.",
+    "input": "translate: lines to read. Default: standard input. compare: translations. score: PREFIX or .tsv.",
+    "output": "translate: file to write. Default: standard output. compare: HTML report. average, export: new folder.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
-    "json": "evaluate, describe, plan: one JSON object on standard output, nothing else.",
+    "json": "evaluate, describe, plan, average, compare, prepare: one JSON object on standard output, nothing else.",
     "topology": "plan: a TPU slice by its shape in chips, such as v5p:4x4x8. Default: the devices at hand.",
+    "init_from": "train: start from the parameters of another run (fine-tuning); says what was taken.",
+    "last": "average: the newest so many checkpoints. Default: 5.",
+    "best": "average: the best so many by dev score.",
+    "steps": "average: the checkpoints of these steps, such as 8000,9000.",
+    "format": "export: folder (weights as safetensors, vocabularies, card).",
+    "licence": "export: what the card says of the licence, such as cc-by-4.0. Default: unknown.",
+    "reverse": "backtranslate: a run of the other direction. Default: one is trained in WORKDIR/reverse.",
+    "against": "compare: another run, or another file of translations.",
+    "reference": "compare: file of references, with --input.",
+    "source": "compare: file of source sentences, with --input.",
+    "workers": "prepare: processes that tokenise. Default: one a core.",
     "fresh": "train: move an old run in the folder aside and start anew.",
     "debug": "Show the traceback of a user's error too.",
     "coordinator": "Several hosts: HOST:PORT of the first. Slurm and TPU pods need none of these.",
@@ -33,14 +47,25 @@ OWN = {
 """The flags and their help."""
 
 GOES_WITH = {
-    "input": ("translate",),
-    "output": ("translate",),
+    "input": ("translate", "score", "compare"),
+    "output": ("translate", "score", "average", "compare", "export"),
     "nbest": ("translate",),
-    "json": ("evaluate", "describe", "plan"),
+    "json": ("evaluate", "describe", "plan", "average", "compare", "prepare"),
     "topology": ("plan",),
+    "init_from": ("train",),
+    "last": ("average",),
+    "best": ("average",),
+    "steps": ("average",),
+    "format": ("export",),
+    "licence": ("export",),
+    "reverse": ("backtranslate",),
+    "against": ("compare",),
+    "reference": ("compare",),
+    "source": ("compare",),
+    "workers": ("prepare",),
     "fresh": ("train",),
     "coordinator": ("train", "evaluate"),
-    "hosts": ("train", "evaluate"),
+    "hosts": ("train", "evaluate", "prepare"),
 }
 """Flags that only some modes read."""
 
@@ -51,10 +76,16 @@ HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
 
 modes:
   train      (default) trains or resumes, then evaluates on the test split
+  prepare    tokenises large corpora to a disk, for training with little memory: --workers, --hosts, --host
   evaluate   scores a trained run on the test split
   translate  lines in, lines out: --input, --output, --nbest
+  score      log-probabilities of given pairs, one JSON object a line: --input=PREFIX or .tsv, --output
   describe   parameters, memory, steps and compilations of a config; runs nothing
   plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
+  average    one model from several checkpoints: --last, --best or --steps, --output=DIR
+  export     the best checkpoint as a folder to give away: --output=DIR, --licence
+  compare    two runs (--against), or files of translations (--input, --against, --reference): --output=report.html
+  backtranslate  text in the target language (--config.data.monolingual=FILE) becomes training data
 
 flags:
 """
@@ -64,9 +95,14 @@ def _define_flags(argv: list[str]) -> flags.FlagValues:
     """Flags of one command line, apart from absl's global ones, so that `main` can be called again."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, OWN["config"], flag_values=values, sys_argv=argv)
-    for name in ("workdir", "input", "output", "topology"):
+    for name in ("workdir", "input", "output", "topology", "reverse", "init_from"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
+    for name in ("steps", "format", "licence", "against", "reference", "source"):
+        flags.DEFINE_string(name, None, OWN[name], flag_values=values)
+    flags.DEFINE_integer("workers", 0, OWN["workers"], flag_values=values)
+    for name in ("last", "best"):
+        flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
     flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)
     flags.DEFINE_string("coordinator", None, OWN["coordinator"], flag_values=values)
     for name in ("hosts", "host"):
@@ -97,11 +133,13 @@ def parse(argv: list[str]) -> flags.FlagValues:
         near = difflib.get_close_matches(values.mode, MODES, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{hint}")
-    if not isinstance(values.config, ConfigDict):
+    if not isinstance(values.config, ConfigDict) and not (values.mode == "compare" and values.input):
         raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
     for name, modes in GOES_WITH.items():
         if values[name].value and values.mode not in modes:
             raise UserError(f"--{name} goes with --mode={' or '.join(modes)}, but the mode is {values.mode!r}.")
+    if values.init_from:
+        values.config.train.init_from = values.init_from
     return values
 
 
@@ -114,6 +152,8 @@ def _put_config_first(argv: list[str]) -> list[str]:
     config, workdir = _value_of(argv, "config"), _value_of(argv, "workdir")
     if config is not None:
         _check_config_file(config)
+    elif _value_of(argv, "mode") == "compare" and _value_of(argv, "input") is not None:
+        return argv  # files alone need no config
     elif workdir is None:
         raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from seq2seq_jax.data.spec import change_names
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, MODEL_KEYS, RESUMABLE, SHARES
 
@@ -45,12 +46,22 @@ def load_config(path: Path) -> ConfigDict:
 
 
 def with_absolute_prefixes(config: ConfigDict) -> ConfigDict:
-    """The config with the corpora's prefixes absolute, so that the run can be gone on with from any folder."""
+    """The config with the paths of its files absolute, so that the run can be gone on with from any folder."""
     config = ConfigDict(config.to_dict())
-    for split in ("train", "dev", "test"):
-        if config.data[split] not in ("phrasebook", "auto", ""):
-            config.data[split] = str(Path(config.data[split]).expanduser().absolute())
+    for key in ("train", "dev", "test", "monolingual"):
+        config.data[key] = change_names(config.data[key], _make_absolute)
+    config.data.prepared = _make_absolute(config.data.prepared)
+    config.vocab.file = ",".join(_make_absolute(name.strip()) for name in config.vocab.file.split(","))
+    if config.train.init_from:
+        config.train.init_from = str(Path(config.train.init_from).expanduser().absolute())
     return config
+
+
+def _make_absolute(name: str) -> str:
+    """A path made absolute; a name that is none ("auto", a data set of TFDS) as it is."""
+    if name in ("phrasebook", "auto", "") or name.startswith("tfds:"):
+        return name
+    return str(Path(name).expanduser().absolute())
 
 
 def hash_config(config: ConfigDict) -> str:
@@ -109,6 +120,16 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             "config.model.share_embeddings must be 'target' or 'none' with config.vocab.joint=False, but is 'all' "
             "instead: one table cannot hold two vocabularies."
+        )
+    if config.sequence.objective == "reinforce" and config.sequence.proposals != "sample":
+        raise UserError(
+            "config.sequence.proposals must be 'sample' with config.sequence.objective='reinforce', but is "
+            f"{config.sequence.proposals!r} instead: its gradient is that of samples; 'minimum_risk' takes both."
+        )
+    if config.sequence.objective != "none" and config.train.own_tokens:
+        raise UserError(
+            f"config.train.own_tokens must be 0 with config.sequence.objective={config.sequence.objective!r}, but is "
+            f"{config.train.own_tokens} instead: scheduled sampling is for the likelihood alone."
         )
     if config.data.source == config.data.target:
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.data.pipeline import TokenPairs, tokenise
+from seq2seq_jax.data.clean import CleanRules, clean_texts
+from seq2seq_jax.data.coverage import Coverage, coverage
+from seq2seq_jax.data.mixture import Part, share_parts
+from seq2seq_jax.data.pipeline import Pairs, TokenPairs, join_pairs, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
+from seq2seq_jax.data.prepare import read_held_out
+from seq2seq_jax.data.recipe import check_files, describe_content, refuse_other_recipe
+from seq2seq_jax.data.sampling import PairSampler
 from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
-from seq2seq_jax.data.vocab import Vocabs, train_vocabs
+from seq2seq_jax.data.spec import CorpusSpec, name_target, parse_corpora
+from seq2seq_jax.data.store import Index, PreparedPairs, is_complete
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab_files import digest_files, read_vocabs
+from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.workdir import Folder
 
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
 DEV_SHAPES = 3
@@ -21,11 +35,20 @@ DEV_SHAPES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The corpora of a run."""
+    """The corpora of a run.
 
-    train: ParallelText
+    Attributes:
+        train: all training corpora, one after the other; or prepared ones, whose text is not here.
+        dev, test: one each.
+        texts: the training corpora, each with its tags; none where they are prepared.
+        parts: their sizes, and what each has of an epoch.
+    """
+
+    train: ParallelText | PreparedPairs
     dev: ParallelText
     test: ParallelText
+    texts: tuple[ParallelText, ...]
+    parts: tuple[Part, ...]
 
     @property
     def digests(self) -> dict[str, str]:
@@ -33,52 +56,199 @@ class Splits:
         return {name: getattr(self, name).digest for name in ("train", "dev", "test")}
 
 
-def open_splits(config: ConfigDict) -> Splits:
-    """Reads or makes the three corpora of a config.
+def open_splits(
+    config: ConfigDict, *, prepared: PreparedPairs | None = None, report_path: Path | None = None
+) -> Splits:
+    """Reads or makes the corpora of a config.
 
-    "auto" is the phrasebook's own split, or, for a corpus from files, sentences held out of train.
+    "auto" is the phrasebook's own split, or, for corpora from files, sentences held out of the first one of
+    `data.train`. Then the training corpora are cleaned as `config.clean` says; dev and test never are.
+
+    Args:
+        config: its keys `data` and `clean`.
+        prepared: the training corpora as --mode=prepare has made them: no training text is read.
+        report_path: of a sample of what cleaning left out, as JSON Lines.
     """
     data = config.data
-
-    def read(split: str, spec: str) -> ParallelText:
-        size = PHRASEBOOK_SIZES.get(split, data.phrasebook_pairs)
-        return open_split(spec, split=split, source=data.source, target=data.target, phrasebook_pairs=size)
-
-    train = read("train", data.train)
-    wanted = {name: data[name] == "auto" and data.train != "phrasebook" for name in ("dev", "test")}
-    pairs = min(data.held_out_pairs, max(1, len(train) // 20))
-    held = hold_out(train, dev=pairs * wanted["dev"], test=pairs * wanted["test"]) if any(wanted.values()) else None
-    parts = {
-        name: held[n] if held and wanted[name] else read(name, "phrasebook" if data[name] == "auto" else data[name])
+    specs = list_specs(config, "train")
+    if prepared is not None:
+        dev, test = (_open_held_out(config, name, prepared.folder, prepared.index) for name in ("dev", "test"))
+        return Splits(prepared, dev, test, (), _share_parts(config, specs, prepared.part_sizes))
+    texts = [_read(config, "train", spec) for spec in specs]
+    wanted = {name: data[name] == "auto" and specs[0].name != "phrasebook" for name in ("dev", "test")}
+    held = None
+    if any(wanted.values()):
+        pairs = min(data.held_out_pairs, max(1, len(texts[0]) // 20))
+        held = hold_out(texts[0], dev=pairs * wanted["dev"], test=pairs * wanted["test"])
+        texts[0] = held[0]
+    dev, test = (
+        held[n] if held and wanted[name] else _read(config, name, list_specs(config, name)[0])
         for n, name in enumerate(("dev", "test"), start=1)
-    }
-    return Splits(train=held[0] if held else train, **parts)
+    )
+    languages = [(spec.source, spec.target) for spec in specs]
+    texts = clean_texts(texts, CleanRules(**config.clean.to_dict()), languages, report_path)
+    dev, test, *texts = _turn(config, [dev, test, *texts])
+    parts = _share_parts(config, specs, [len(text) for text in texts])
+    return Splits(_join(texts), dev, test, tuple(texts), parts)
 
 
-def open_test(config: ConfigDict) -> ParallelText:
-    """The test corpus alone, where it can be had without the others."""
-    data = config.data
-    if data.test == "auto" and data.train != "phrasebook":
+def _share_parts(config: ConfigDict, specs: Sequence[CorpusSpec], sizes: Sequence[int]) -> tuple[Part, ...]:
+    weights, names = [spec.weight for spec in specs], [spec.name for spec in specs]
+    if len(set(names)) < len(names):  # one corpus in several languages
+        names = [f"{spec.name} {spec.source}-{spec.target}" for spec in specs]
+    return share_parts(sizes, weights, names, temperature=config.data.temperature)
+
+
+def find_prepared(config: ConfigDict, root: Path, *, check: bool = True) -> PreparedPairs | None:
+    """The prepared corpus that a training is to use, or None where it reads text into memory.
+
+    Args:
+        config: `data.prepared` says where, the other keys what must be in it.
+        root: the run's folder.
+        check: compare the digests of all shards; of several hosts one is enough.
+
+    Raises:
+        UserError: there is none where the config names a folder, it is damaged, of another config, or of files that
+            were changed since.
+    """
+    folder = prepared_folder(config, root)
+    if folder is None or (config.data.prepared == "auto" and not folder.exists()):
+        return None
+    if config.data.prepared == "auto" and not is_complete(folder):
+        raise UserError(
+            f"{folder}: this preparation is not finished; run --mode=prepare again, which goes on with it, or set "
+            'config.data.prepared="" to read the text into memory.'
+        )
+    prepared = PreparedPairs.open(folder, check=check)
+    known = {key: value for key, value in prepared.index.recipe.items() if key not in ("shard_pairs", "vocab_sha256")}
+    refuse_other_recipe(folder, known, describe_prepared(config))
+    check_files(folder, prepared.index.files)
+    return prepared
+
+
+def prepared_folder(config: ConfigDict, root: Path) -> Path | None:
+    """Where a run's prepared corpus is, or would be; None where it shall have none."""
+    name = config.data.prepared
+    return {"auto": Folder(root).prepared, "": None}.get(name, Path(name))
+
+
+def holds_out(config: ConfigDict, split: str) -> bool:
+    """Whether dev or test are sentences held out of the first training corpus."""
+    return config.data[split] == "auto" and list_specs(config, "train")[0].name != "phrasebook"
+
+
+def describe_prepared(config: ConfigDict) -> dict[str, Any]:
+    """What decides the content of a prepared corpus, but for files and vocabulary."""
+    return describe_content(
+        list_specs(config, "train"),
+        CleanRules(**config.clean.to_dict()),
+        phrasebook_pairs=config.data.phrasebook_pairs,
+        held_out_pairs=config.data.held_out_pairs,
+        hold_dev=holds_out(config, "dev"),
+        hold_test=holds_out(config, "test"),
+        turned=config.data.reversed,
+    )
+
+
+def _open_held_out(config: ConfigDict, split: str, folder: Path, index: Index) -> ParallelText:
+    """Dev or test of a run with a prepared corpus."""
+    spec = list_specs(config, split)[0]
+    if split not in index.held_out:
+        return _turn(config, [_read(config, split, spec)])[0]
+    text = read_held_out(folder, split, index)
+    return _turn(config, [dataclasses.replace(text, tags=spec.tags, languages=(spec.source, spec.target))])[0]
+
+
+def open_test(config: ConfigDict, folder: Path | None = None) -> ParallelText:
+    """The test corpus alone, where it can be had without the others: so where the training corpus is in `folder`."""
+    if folder is not None and is_complete(folder):
+        return _open_held_out(config, "test", folder, Index.load(folder))
+    if config.data.test == "auto" and list_specs(config, "train")[0].name != "phrasebook":
         return open_splits(config).test
-    spec = "phrasebook" if data.test == "auto" else data.test
-    size = PHRASEBOOK_SIZES["test"]
-    return open_split(spec, split="test", source=data.source, target=data.target, phrasebook_pairs=size)
+    return _turn(config, [_read(config, "test", list_specs(config, "test")[0])])[0]
 
 
-def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None, *, keep: bool = True) -> Vocabs:
-    """The run's vocabularies: read from `folder`, or trained on `text` and kept there.
+def list_specs(config: ConfigDict, split: str) -> tuple[CorpusSpec, ...]:
+    """The corpora that a config names for a split, as their files are; "auto" is taken for the first one of train.
+
+    Raises:
+        UserError: the line says something that is not known, or names several corpora for dev or test.
+    """
+    data = config.data
+    line, key = data[split], f"data.{split}"
+    if split != "train" and line == "auto":
+        return list_specs(config, "train")[:1]
+    source, target = (data.target, data.source) if data.reversed else (data.source, data.target)
+    tagged = data.target_tag and not data.reversed
+    specs = parse_corpora(line, source=source, target=target, target_tag=tagged, key=key)
+    if data.target_tag and data.reversed:
+        specs = tuple(dataclasses.replace(spec, tags=(name_target(spec.source), *spec.tags)) for spec in specs)
+    if split != "train" and len(specs) > 1:
+        raise UserError(f"config.{key} must name one corpus, but names {len(specs)}: {line}.")
+    return specs
+
+
+def list_tags(config: ConfigDict) -> tuple[str, ...]:
+    """Every tag that a vocabulary of this config must have, without brackets."""
+    specs = [spec for split in ("train", "dev", "test") for spec in list_specs(config, split)]
+    more = [tag.strip() for tag in config.vocab.tags.split(",") if tag.strip()]
+    return tuple(dict.fromkeys([*(tag for spec in specs for tag in spec.tags), *more]))
+
+
+def _read(config: ConfigDict, split: str, spec: CorpusSpec) -> ParallelText:
+    size = PHRASEBOOK_SIZES.get(split, config.data.phrasebook_pairs)
+    text = open_split(spec.name, split=split, source=spec.source, target=spec.target, phrasebook_pairs=size)
+    return dataclasses.replace(text, tags=spec.tags, languages=(spec.source, spec.target))
+
+
+def _turn(config: ConfigDict, texts: Sequence[ParallelText]) -> list[ParallelText]:
+    """With `data.reversed` corpora whose sides have changed places; else the same."""
+    if not config.data.reversed:
+        return list(texts)
+    return [
+        dataclasses.replace(
+            text,
+            source=text.target or [],
+            target=text.source,
+            digest=hashlib.sha256(f"reversed {text.digest}".encode()).hexdigest(),
+            languages=text.languages[::-1],
+        )
+        for text in texts
+    ]
+
+
+def _join(texts: Sequence[ParallelText]) -> ParallelText:
+    """Corpora one after the other; one alone stays as it is."""
+    if len(texts) == 1:
+        return texts[0]
+    source, target = [], []
+    for text in texts:
+        source += text.source
+        target += text.target or []
+    digest = hashlib.sha256(" ".join(text.digest for text in texts).encode()).hexdigest()
+    return ParallelText(source, target, ", ".join(text.name for text in texts), digest)
+
+
+def obtain_vocabs(
+    config: ConfigDict, folder: Path, text: ParallelText | PreparedPairs | None, *, keep: bool = True
+) -> Vocabs:
+    """The run's vocabularies: read from `folder`, or from the user's files or trained on `text`, and kept there.
 
     Args:
         config: its keys `vocab` and seed say how to train them.
         folder: theirs.
-        text: the training corpus; None where they must be there.
+        text: the training corpus; None where they must be there. A prepared one has its own.
         keep: take those in the folder as they are. Without, they are trained again where they come of
             another recipe or text: a start that was refused or killed leaves nothing that binds the next.
 
     Raises:
         UserError: there are none and no text to train them on, or they are damaged.
     """
+    if isinstance(text, PreparedPairs):
+        return _take_vocabs(folder, text, keep=keep)
     recipe = {**config.vocab.to_dict(), "seed": config.train.seed, "text": text.digest if text else ""}
+    taken = config.train.init_from if config.vocab.from_init and not config.vocab.file else ""
+    recipe |= {"init_from": taken, "tags": list(list_tags(config)), "files": digest_files(config.vocab.file)}
     note = folder / "recipe.json"
     found = (folder / "vocabs.json").exists()
     if found and (keep or (note.exists() and json.loads(note.read_text()) == recipe)):
@@ -86,10 +256,59 @@ def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None, *
     if text is None or text.target is None:
         raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
     note.unlink(missing_ok=True)
+    if taken:
+        vocabs = Vocabs.load(Folder(Path(taken)).vocab)
+        vocabs.save(folder)
+        write_json(note, recipe)
+        return vocabs
+    vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
+    vocabs.save(folder)
+    write_json(note, recipe)
+    return vocabs
+
+
+def _take_vocabs(folder: Path, prepared: PreparedPairs, *, keep: bool) -> Vocabs:
+    """The vocabularies that a corpus was prepared with, kept in the run's folder as well."""
+    own = prepared.folder / "vocab"
+    at = folder if keep and (folder / "vocabs.json").exists() else own
+    vocabs = Vocabs.load(at)
+    if vocabs.digest != prepared.index.vocab_sha256:
+        raise UserError(
+            f"{prepared.folder}: was prepared with another vocabulary ({prepared.index.vocab_sha256[:12]}) than that "
+            f"in {at} ({vocabs.digest[:12]}); use another --workdir, or remove that one and run --mode=prepare again."
+        )
+    if at == own:
+        vocabs.save(folder)
+    return vocabs
+
+
+def measure_coverage(config: ConfigDict, vocabs: Vocabs, splits: Splits) -> dict[str, dict[str, Coverage]]:
+    """Side → split → what the vocabulary knows of it; {} for a SentencePiece vocabulary of our own."""
+    if config.vocab.kind not in ("word", "char") and not config.vocab.file:
+        return {}
+    sides = {"source": vocabs.source, "target": vocabs.target}
+    texts = {"train": splits.train, "dev": splits.dev}
+    if isinstance(splits.train, PreparedPairs):  # its text is not read again
+        del texts["train"]
+    return {
+        side: {name: coverage(vocab, getattr(text, side) or []) for name, text in texts.items()}
+        for side, vocab in sides.items()
+    }
+
+
+def _read_vocabs(config: ConfigDict) -> Vocabs:
+    """The user's own, with the tags that the config needs."""
     keys = config.vocab
-    vocabs = train_vocabs(
+    return read_vocabs(
+        keys.file, kind=keys.kind, joint=keys.joint, normalization=keys.normalization, tags=list_tags(config)
+    )
+
+
+def _train_vocabs(config: ConfigDict, text: ParallelText) -> Vocabs:
+    keys = config.vocab
+    return train_vocabs(
         text.source,
-        text.target,
+        text.target or [],
         joint=keys.joint,
         kind=keys.kind,
         size=keys.size,
@@ -98,31 +317,52 @@ def obtain_vocabs(config: ConfigDict, folder: Path, text: ParallelText | None, *
         normalization=keys.normalization,
         byte_fallback=keys.byte_fallback,
         seed=config.train.seed,
+        tags=list_tags(config),
     )
-    vocabs.save(folder)
-    write_json(note, recipe)
-    return vocabs
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Train and dev as tokens, and the plan of their batches."""
+    """Train and dev as tokens, and the plan of their batches.
 
-    pairs: TokenPairs
+    Attributes:
+        pairs, plan: of train.
+        dev, dev_plan: of dev.
+        redraw: draws other segmentations of train's pairs, where `data.subword_sampling` says so.
+    """
+
+    pairs: Pairs
     plan: BatchPlan
     dev: TokenPairs
     dev_plan: BatchPlan
+    redraw: PairSampler | None = None
 
     @classmethod
     def make(cls, config: ConfigDict, vocabs: Vocabs, splits: Splits) -> Corpus:
         """Tokenises both and plans the batches."""
         data, seed = config.data, config.train.seed
-        pairs = tokenise(splits.train, vocabs)
-        dev = tokenise(splits.dev, vocabs)
+        pairs: Pairs
+        if isinstance(splits.train, PreparedPairs):
+            pairs = splits.train
+        else:
+            pairs = join_pairs([tokenise(text, vocabs, text.tags) for text in splits.texts])
+        dev = tokenise(splits.dev, vocabs, splits.dev.tags)
         sizes = {"rows_multiple": data.rows_multiple, "tokens_per_batch": data.tokens_per_batch}
         sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
-        plan = make_plan(pairs.source_lengths, pairs.target_lengths, seed=seed, max_shapes=data.max_shapes, **sizes)
+        redraw, lengths = None, (pairs.source_lengths, pairs.target_lengths)
+        if data.subword_sampling:
+            redraw = PairSampler(vocabs, data.subword_sampling, data.subword_sides, seed)
+            limits = {name: sizes[name] for name in ("max_source_len", "max_target_len")}
+            lengths = redraw.plan_lengths(pairs, **limits)
+        plan = make_plan(
+            *lengths,
+            seed=seed,
+            max_shapes=data.max_shapes,
+            parts=splits.parts,
+            curriculum_epochs=data.curriculum_epochs,
+            **sizes,
+        )
         dev_plan = make_plan(
             dev.source_lengths, dev.target_lengths, seed=seed, max_shapes=DEV_SHAPES, shuffle=False, **sizes
         )
-        return cls(pairs, plan, dev, dev_plan)
+        return cls(pairs, plan, dev, dev_plan, redraw)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
@@ -28,11 +29,17 @@ from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
-from seq2seq_jax.parallel.spread import spread_gradient, spread_sums
-from seq2seq_jax.tasks.translation import Search, Translator, make_decode, make_loss
+from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
+from seq2seq_jax.tasks.loss import OwnTokens, make_loss
+from seq2seq_jax.tasks.score import Scorer, make_scores
+from seq2seq_jax.tasks.search import Decode, Search, make_decode
+from seq2seq_jax.tasks.sequence import Objective, longest_candidate, make_sequence_loss
+from seq2seq_jax.tasks.translation import Translator
+from seq2seq_jax.train.accumulation import make_add
+from seq2seq_jax.train.freezing import find_frozen, freeze, hold, name_of
 from seq2seq_jax.train.optimizers import make_optimizer
 from seq2seq_jax.train.schedules import make_schedule
-from seq2seq_jax.train.step import TrainState, init_state, make_train_step
+from seq2seq_jax.train.step import Total, TrainState, init_state, make_totals, make_train_step, make_update
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
 
@@ -76,6 +83,14 @@ class Training:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
 
         source, target = (rows, source_len), (rows, target_len)
+        slots = (rows, self.config.sequence.candidates + 1)
+        judged: dict[str, Any] = {}
+        if self.objective is not None:
+            judged = {
+                "candidates": array(jnp.int32, *slots, longest_candidate(target_len)),
+                "candidate_lengths": array(jnp.int32, *slots),
+                "rewards": array(jnp.float32, *slots),
+            }
         return Batch(
             source=array(jnp.int32, *source),
             source_mask=array(jnp.bool_, *source),
@@ -84,17 +99,71 @@ class Training:
             target_mask=array(jnp.bool_, *target),
             example_ids=array(jnp.int32, rows),
             row_mask=array(jnp.bool_, rows),
+            **judged,
         )
 
     def _init(self, key: Array) -> TrainState:
-        return make_state(self.model, self.optimizer, key)
+        return make_state(self.model, self.optimizer, key, ema_decay=self.config.train.ema_decay)
 
     def train_step(self) -> Any:
         """The jitted train step; the state is donated."""
-        loss = make_loss(self._spread_model, label_smoothing=self.config.train.label_smoothing, chunk=self.chunk)
-        gradient = spread_gradient(loss, self.layout, self.boxed_state.params)
-        step = make_train_step(gradient, self.optimizer, seed=self.config.train.seed)
-        return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(self.boxed_state, self.layout), None))
+        keys = self.config.train
+        step = make_train_step(self.gradient(), self.optimizer, seed=keys.seed, ema_decay=keys.ema_decay)
+        return jax.jit(step, donate_argnums=0, out_shardings=(self._shardings, None))
+
+    def accumulated_step(self) -> tuple[Callable[[], Total], Any, Any]:
+        """The jitted parts of an update from `train.accumulate` batches; see `train.accumulation.AccumulatedStep`."""
+        keys, gradient, abstract = self.config.train, self.gradient(), self.abstract_state()
+        totals = make_totals(gradient, seed=keys.seed, accumulate=keys.accumulate)
+        batch = self.abstract_batch(self.config.data.rows_multiple, 2, 2)
+        shapes = jax.eval_shape(totals, abstract.params, abstract.step, abstract.step, batch)
+        whole = abstract.step.sharding
+        places = jax.tree.map(lambda _: whole, shapes).replace(grads=self._shardings.params)
+        zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)
+        add = make_add(gradient, seed=keys.seed, accumulate=keys.accumulate)
+        update = make_update(self.optimizer, ema_decay=keys.ema_decay)
+        return (
+            zeros,
+            jax.jit(add, donate_argnums=0, out_shardings=places),
+            jax.jit(update, donate_argnums=0, out_shardings=(self._shardings, None)),
+        )
+
+    def gradient(self) -> Gradient:
+        """The gradient of a batch's sums on the mesh, zero where parameters are frozen."""
+        keys = self.config.train
+        if self.objective is not None:
+            loss = make_sequence_loss(self._spread_model, self.objective, chunk=self.chunk)
+        else:
+            own = (keys.own_tokens, keys.own_tokens_start, keys.own_tokens_steps, keys.own_tokens_passes)
+            loss = make_loss(
+                self._spread_model,
+                label_smoothing=keys.label_smoothing,
+                chunk=self.chunk,
+                own_tokens=OwnTokens(*own) if keys.own_tokens else None,
+            )
+        return hold(spread_gradient(loss, self.layout, self.boxed_state.params), self.frozen)
+
+    @property
+    def objective(self) -> Objective | None:
+        """What sequence-level training follows; None where it is the likelihood alone."""
+        keys = self.config.sequence
+        if keys.objective == "none":
+            return None
+        return Objective(keys.objective, keys.sharpness, keys.reference, keys.likelihood)
+
+    @functools.cached_property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that stay as they are."""
+        return find_frozen(self.config.train.freeze, self.abstract_state().params)
+
+    def count_frozen(self) -> int:
+        """Elements of the parameters that stay as they are."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.abstract_state().params)
+        return sum(leaf.size for path, leaf in leaves if name_of(path) in self.frozen)
+
+    @property
+    def _shardings(self) -> TrainState:
+        return state_shardings(self.boxed_state, self.layout)
 
     @property
     def _spread_model(self) -> nn.Module:
@@ -105,6 +174,11 @@ class Training:
         """The jitted sums of a batch without dropout and label smoothing."""
         loss = make_loss(self._spread_model, label_smoothing=0.0, chunk=self.chunk, train=False)
         return jax.jit(spread_sums(loss, self.layout, self.boxed_state.params))
+
+    def scores(self) -> Callable[[PyTree, Batch], Array]:
+        """The jitted log-probabilities `[B, T]` of a batch's targets."""
+        make = make_scores(self._spread_model, chunk=self.chunk)
+        return jax.jit(spread_rows(make, self.layout, self.boxed_state.params))
 
     def search(self, *, beam_size: int | None = None) -> Callable[..., Hypotheses]:
         """The jitted `decode(params, source, source_mask, row_mask, *, max_len)` of the config's search."""
@@ -162,24 +236,46 @@ class Experiment:
         """The run's."""
         return self.training.config
 
-    def translator(self, *, beam_size: int | None = None) -> Translator:
-        """A translator with the config's search."""
-        decode = self.config.decode
-        search = self.training.make_search(beam_size)
+    def translator(
+        self, *, beam_size: int | None = None, tags: Sequence[str] | None = None, decode: Decode | None = None
+    ) -> Translator:
+        """A translator with the config's search.
+
+        Args:
+            beam_size: another than the config's.
+            tags: names of the tokens before every source; by default what the config's target language asks for.
+            decode: in the place of the config's search.
+        """
+        if tags is None:
+            tags = (name_target(self.config.data.target),) if self.config.data.target_tag else ()
+        keys = self.config.decode
         return Translator(
-            self.training.search(beam_size=beam_size),
+            decode or self.training.search(beam_size=beam_size),
             self.vocabs,
-            search,
-            rows=decode.rows,
-            max_source_len=decode.max_source_len,
+            self.training.make_search(beam_size),
+            rows=keys.rows,
+            max_source_len=keys.max_source_len,
+            tags=tags,
         )
 
+    def scorer(self, *, tags: Sequence[str] = ()) -> Scorer:
+        """What scores given pairs, as many at a time as are decoded; see `tasks.score`."""
+        decode, devices = self.config.decode, self.training.mesh.size
+        rows = -(-decode.rows // devices) * devices
+        return Scorer(self.training.scores(), self.vocabs, rows=rows, max_len=decode.max_source_len, tags=tags)
 
-def make_state(model: nn.Module, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+
+def make_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, *, ema_decay: float = 0.0
+) -> TrainState:
     """The state before the first step; its parameters are boxed with their logical axes."""
+    return init_state(make_parameters(model, key), optimizer, ema_decay=ema_decay)
+
+
+def make_parameters(model: nn.Module, key: Array) -> PyTree:
+    """A model's parameters before the first step, boxed with their logical axes."""
     tokens = jnp.ones((1, 2), jnp.int32)
-    params = model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
-    return init_state(params, optimizer)
+    return model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
 
 
 def build(config: ConfigDict, vocabs: Vocabs) -> Experiment:
@@ -215,7 +311,7 @@ def make_training(
         UserError: values of the config contradict each other, or there are not the devices it asks for.
     """
     module, model_config = make_model(config, source_vocab, target_vocab)
-    keys = config.train
+    model, keys = module(model_config), config.train
     try:
         layout = make_layout(**config.parallel, rows_multiple=config.data.rows_multiple, devices=devices)
         schedule = make_schedule(
@@ -235,13 +331,16 @@ def make_training(
             b1=keys.b1,
             b2=keys.b2,
             eps=keys.eps,
+            momentum=keys.momentum,
             weight_decay=keys.weight_decay,
             adam_steps=keys.adam_steps,
             adam_learning_rate=keys.adam_learning_rate,
         )
+        if keys.freeze:
+            shapes = nn.meta.unbox(jax.eval_shape(functools.partial(make_parameters, model), jax.random.key(0)))
+            optimizer = freeze(optimizer, find_frozen(keys.freeze, shapes))
     except ValueError as error:
         raise UserError(f"config: {error}") from error
-    model = module(model_config)
     if keys.optimizer == "adam_then_sgd":  # the schedule is that of the second part: tell the rate of the first, too
         return Training(
             config,

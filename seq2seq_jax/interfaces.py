@@ -54,6 +54,9 @@ class Batch:
     source_positions: Array | None = None  # [B, S] int32
     target_segments: Array | None = None  # [B, T] int32
     target_positions: Array | None = None  # [B, T] int32
+    candidates: Array | None = None  # [B, G, T] int32, sequence-level training only: the reference, then outputs
+    candidate_lengths: Array | None = None  # [B, G] int32, eos included; 0 for a slot that holds none
+    rewards: Array | None = None  # [B, G] float32
 
 
 @struct.dataclass

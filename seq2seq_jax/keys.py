@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 RESUMABLE = (
+    "data.prepared",  # what is in it is checked by its digest
+    "data.shard_pairs",
     "parallel.",
     "train.steps",
     "train.save_every",
@@ -54,14 +56,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "test": "auto",  # likewise
         "source": "en",  # language codes: the endings of the files
         "target": "de",
-        "prepared": "auto",  # folder of --mode=prepare; "auto": WORKDIR/prepared where there is one
+        "prepared": "auto",  # folder of --mode=prepare; "auto": WORKDIR/prepared where there is one; "": text in memory
         "shard_pairs": 250_000,  # --mode=prepare: pairs in a shard, the most that a kill loses
         "temperature": 1.0,  # several corpora: shares are their sizes (times weights) to the power 1/temperature
         "target_tag": False,  # begin every source with a tag of its target language, such as <2de>
         "curriculum_epochs": 0,  # the first so many epochs go from short sentences to long ones
         "subword_sampling": 0.0,  # unigram: alpha (0.1 to 0.5) of Kudo 2018; bpe: dropout (0.1) of Provilkov 2020
         "subword_sides": "both",  # or "source", "target"
-        "monolingual": "",  # --mode=backtranslate: text in the target language, a sentence a line
+        "reversed": False,  # the corpora are those of the other direction: their sides change places once they are read
+        # --mode=backtranslate: text in the target language, a sentence a line (.gz too). As a corpus it may say more:
+        # "mono.de?weight=0.5&tag=bt"; the tag is "bt" where it names none.
+        "monolingual": "",
+        "monolingual_search": "beam",  # how it is translated: by `decode`, or "sampling" (Edunov et al. 2018)
         "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
         "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
         "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
@@ -73,11 +79,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "clean": {  # training pairs to leave out; 0, False and "" are off
         "max_chars": 0,  # either side is longer
-        "max_ratio": 0.0,  # one side has so many times the characters of the other (after Gale and Church's mean)
+        "max_ratio": 0.0,  # one side has more than so many times the characters of the other (Han: 3, kana, Hangul: 2)
         "duplicates": False,  # the pair was there before
         "copies": False,  # both sides are equal
-        "letters": 0.0,  # share of letters that must be of the language's script
-        "language": 0.0,  # probability that a side is in its language, at least; needs the extra [clean]
+        "letters": 0.0,  # share of letters that must be of the language's script, at least
+        "language": 0.0,  # probability that a side is in its language, at least: 0.1 is good; needs the extra [clean]
     },
     "vocab": {
         "kind": "sentencepiece",  # or "word", "char", "byte"
@@ -87,10 +93,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
         "character_coverage": 1.0,
         "byte_fallback": False,  # spell unknown characters in bytes
-        "file": "",  # your own: a SentencePiece .model, or a list of words (kind "word"); "SOURCE,TARGET" for two
+        "file": "",  # instead: your own .model of SentencePiece, or list of words (kind "word"); "SOURCE,TARGET" for two
+        "from_init": True,  # with train.init_from: that run's vocabulary; False trains a new one
         "tags": "",  # more tags, separated by commas, for corpora that come later: "2fr,bt"
     },
     "train": {
+        "init_from": "",  # a run whose parameters are the start (also --init_from=RUN)
         "steps": 2000,  # updates
         "accumulate": 1,  # global batches in an update
         "seed": 0,
@@ -119,7 +127,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "freeze": "",  # parameters that stay as they are: regular expressions separated by commas, "encoder,embedding"
         "ema_decay": 0.0,  # exponential moving average of the parameters, which is what is evaluated; 0 is none
         "patience": 0,  # evaluations without a better score before training stops; 0 never stops early
-        "patience_metric": "bleu",  # or "loss"
+        "patience_metric": "bleu",  # or "loss"; the best checkpoint is the best by it, with or without patience
         "own_tokens": 0.0,  # scheduled sampling: share of the decoder's inputs that are its own predictions, at the end
         "own_tokens_start": 0,  # step at which the share begins to rise from 0, linearly
         "own_tokens_steps": 1000,  # steps that it rises for
@@ -193,6 +201,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "train.patience_metric": ("bleu", "loss"),
     "data.subword_sides": ("both", "source", "target"),
+    "data.monolingual_search": ("beam", "sampling"),
     "sequence.objective": ("none", "minimum_risk", "reinforce"),
     "sequence.proposals": ("sample", "nbest"),
     "sequence.reward": ("chrf", "bleu", "gleu"),

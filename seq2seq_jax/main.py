@@ -8,6 +8,7 @@ Imports nothing heavy before it knows what to do, so that `--help` and refusals 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -65,7 +66,8 @@ def _run(argv: list[str]) -> int:
         return 0
     given = parse(argv)
     root = find_root(given, argv)
-    check_config(given.config)
+    if given.config is not None:  # compare, of files
+        check_config(given.config)
     return RUNNERS[given.mode](given, given.config, root)
 
 
@@ -129,6 +131,16 @@ def _plan(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     return 0
 
 
+def _prepare(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    from seq2seq_jax.modes.prepare import prepare
+
+    where = {"host": given.host or 0, "hosts": given.hosts or 1}
+    report = prepare(config, root, workers=given.workers, **where)
+    if given.json:
+        print(json.dumps(report))
+    return 0
+
+
 def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
     """Prints what a run came to."""
     if as_json:
@@ -159,12 +171,76 @@ def _translate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     return 0
 
 
+def _backtranslate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    _set_up_jax()
+    from seq2seq_jax.modes.backtranslate import backtranslate
+    from seq2seq_jax.workdir import claim
+
+    with claim(root, fresh=False):
+        results = backtranslate(config, root, reverse=given.reverse)
+    return _report(results, root, as_json=given.json)
+
+
+def _average(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    _set_up_jax()
+    from seq2seq_jax.modes.average import average, read_choice
+
+    note = average(config, root, read_choice(given.last, given.best, given.steps), given.output)
+    if given.json:
+        print(json.dumps(note))
+    return 0
+
+
+def _export(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    _set_up_jax()
+    from seq2seq_jax.modes.export import export
+
+    export(config, root, given.output, licence=given.licence or "", format=given.format or "folder")
+    return 0
+
+
+def _compare(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> int:
+    """Two runs, one run, or files of translations; what came of it, in words or as JSON, and as a page."""
+    from seq2seq_jax.modes.compare import compare_files, compare_runs, render
+    from seq2seq_jax.modes.lines import open_output
+
+    if given.input and given.workdir:
+        raise UserError("--input and --workdir exclude each other: compare either files or runs.")
+    if not given.input and (given.reference or given.source):
+        raise UserError("--reference and --source go with --input; runs have their own test sets.")
+    with open_output(given.output) if given.output else contextlib.nullcontext() as page:
+        if given.input:
+            found = compare_files(given.input, given.against, given.reference, given.source)
+        else:
+            found = compare_runs(root, Path(given.against).expanduser().absolute() if given.against else None)
+        if page is not None:
+            page.write(found.make_page())
+    print(json.dumps(found.report) if given.json else render(found.report))
+    return 0
+
+
+def _score(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    _set_up_jax()
+    from seq2seq_jax.modes.lines import open_output
+    from seq2seq_jax.modes.score import score
+
+    with open_output(given.output) as output:
+        score(config, root, output, pairs=given.input)
+    return 0
+
+
 RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "train": _run_on_hosts,
     "evaluate": _run_on_hosts,
     "translate": _translate,
+    "score": _score,
     "describe": _describe,
     "plan": _plan,
+    "prepare": _prepare,
+    "backtranslate": _backtranslate,
+    "average": _average,
+    "export": _export,
+    "compare": _compare,
 }
 
 

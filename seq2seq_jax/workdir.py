@@ -36,14 +36,34 @@ class Folder:
         return self.root / "vocab"
 
     @property
+    def prepared(self) -> Path:
+        """Folder of the prepared training corpus, where --mode=prepare made one."""
+        return self.root / "prepared"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.root / "checkpoints"
 
     @property
+    def left_out(self) -> Path:
+        """A sample of the training pairs that cleaning left out, JSON Lines."""
+        return self.root / "left_out.jsonl"
+
+    @property
     def metrics(self) -> Path:
         """Numbers of the training, JSON Lines."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of the steps that `train.profile_steps` names."""
+        return self.root / "profile"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The numbers of the training as TensorBoard reads them."""
+        return self.root / "tensorboard"
 
     @property
     def results(self) -> Path:

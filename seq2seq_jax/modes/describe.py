@@ -32,15 +32,21 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
     here = {"parameters": sum(row["bytes_per_device"] for row in table)}
     here["optimizer"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().opt_state)))
     data, keys = config.data, config.train
+    average = {"average": count_bytes(state.ema)} if keys.ema_decay else {}
+    if average:
+        here["average"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().ema)))
+    slots = data.tokens_per_batch * keys.accumulate
     return {
         "model": config.model.name,
         "parameters": count_parameters(state.params),
+        "parameters_frozen": training.count_frozen(),
         "parameters_by_module": modules,
         "parameters_by_name": table,
         "vocabulary": {"source": sizes[0], "target": sizes[1], "from": origin},
         "memory_bytes": {
             "parameters": count_bytes(state.params),
             "optimizer": count_bytes(state.opt_state),
+            **average,
             "gradients": count_bytes(state.params),
             "checkpoint": count_bytes(state),
         },
@@ -51,8 +57,8 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
             "mesh": dict(training.mesh.shape),
         },
         "steps": keys.steps,
-        "slots_per_step": data.tokens_per_batch,
-        "slots_in_all": data.tokens_per_batch * keys.steps,
+        "slots_per_step": slots,
+        "slots_in_all": slots * keys.steps,
         "checkpoints_every": keys.save_every,
         "evaluations_every": keys.evaluate_every,
         "compilations": {"train_step_at_most": data.max_shapes, "longest_source": data.max_source_len,
@@ -88,7 +94,8 @@ def _bytes_per_device(array: Any) -> int:
 def render(report: dict[str, Any]) -> str:
     """The report as people read it."""
     memory, sizes = report["memory_bytes"], report["vocabulary"]
-    lines = [f"{report['model']}: {report['parameters']:,} parameters"]
+    frozen = f", {report['parameters_frozen']:,} of them frozen" if report["parameters_frozen"] else ""
+    lines = [f"{report['model']}: {report['parameters']:,} parameters{frozen}"]
     width = max(len(row["name"]) for row in report["parameters_by_name"])
     for row in report["parameters_by_name"]:
         shape = " x ".join(map(str, row["shape"]))

@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import RESUMABLE, check_resume, load_config, with_absolute_prefixes
-from seq2seq_jax.corpora import obtain_vocabs, open_test
+from seq2seq_jax.corpora import obtain_vocabs, open_test, prepared_folder
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.experiment import Experiment, build, count_parameters, versions
 from seq2seq_jax.modes.scoring import evaluate_test, warn
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
+from seq2seq_jax.serve.model_folder import is_model_folder, nest, read_model
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
+from seq2seq_jax.train.manifest import check_leaves
 from seq2seq_jax.train.signals import StopSignal
+from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.train.stopping import BEST
 from seq2seq_jax.train.writers import write_json
 from seq2seq_jax.workdir import Folder
 
@@ -27,7 +33,7 @@ def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, 
     folder = Folder(root)
     config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, folder)
-    test = open_test(config)
+    test = open_test(config, prepared_folder(config, root))
     with StopSignal(hosts.look) as stop:
         scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
@@ -38,7 +44,7 @@ def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, 
 
 
 def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
-    """A trained run and its best checkpoint (by dev BLEU; else the newest).
+    """A trained run and its best checkpoint (by dev score; else the newest), or an exported model.
 
     Raises:
         UserError: nothing was trained here, or with another model.
@@ -50,8 +56,12 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
         folder.config,
         free=(*RESUMABLE, "data.", "clean.", "train.", "sequence.", "decode.", "evaluate."),
     )
+    if is_model_folder(folder.root):
+        return _load_exported(config, folder)
+    # The state has the shape that its own recipe gave it (optimizer, average), whatever is asked for now.
+    config = ConfigDict({**config.to_dict(), "train": saved.train.to_dict()})
     experiment = build(config, obtain_vocabs(config, folder.vocab, None))
-    with Checkpoints(folder.checkpoints, read_only=True, best_metric="bleu", warn=warn) as checkpoints:
+    with Checkpoints(folder.checkpoints, read_only=True, warn=warn, **best_by(config)) as checkpoints:
         try:
             restored = checkpoints.restore(experiment.training.abstract_state(), step=checkpoints.best_step())
         except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
@@ -68,3 +78,21 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
             f"the checkpoint's is {str(vocab)[:12]}); put the run's own vocabulary back."
         )
     return experiment, restored
+
+
+def best_by(config: ConfigDict) -> dict[str, Any]:
+    """How `Checkpoints` are to find the best step of a run with this config."""
+    metric = config.train.patience_metric
+    return {"best_metric": metric, "best_mode": BEST[metric]}
+
+
+def _load_exported(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
+    """A model that `--mode=export` wrote; its state has parameters and nothing to train on with."""
+    found = read_model(folder.root)
+    experiment = build(config, found.vocabs)
+    wanted, given = experiment.training.abstract_state().params, nest(found.tensors)
+    check_leaves(given, wanted, folder=folder.root)
+    params = jax.tree.map(lambda like, array: jax.device_put(array, like.sharding), wanted, given)
+    step = int(found.metadata.get("step", 0))
+    state = TrainState(step=jnp.int32(step), skipped=jnp.int32(0), params=params, opt_state=())
+    return experiment, Restored(step, state, {"vocab_sha256": found.vocabs.digest})

@@ -139,7 +139,7 @@ def _plan_train(training: Training, hardware: Hardware, shape: tuple[int, int, i
     batch = training.abstract_batch(rows, source_len, target_len)
     held = {
         "parameters": count_bytes_per_device(state.params),
-        "optimizer": count_bytes_per_device(state.opt_state),
+        "optimizer": count_bytes_per_device((state.opt_state, state.ema)),
         "batch": count_bytes_per_device(batch),
     }
     report = _compile("train step", training, hardware, held, effort, lambda: training.train_step().lower(state, batch))

@@ -55,7 +55,7 @@ def evaluate_test(
     say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
     hosts.gather("test")
     started = time.monotonic()
-    found = experiment.translator().translate(chosen.state.params, test.source, poll=poll)
+    found = experiment.translator(tags=test.tags).translate(chosen.state.averaged, test.source, poll=poll)
     seconds = time.monotonic() - started
     return hosts.share(
         "test", lambda: {**_score(experiment, found, test, folder), "step": chosen.step, "seconds": round(seconds, 1)}
@@ -71,7 +71,8 @@ def _score(experiment: Experiment, found: list[Translation], test: ParallelText,
     replace_text(folder.outputs / "test.references.txt", "".join(line + "\n" for line in references))
     nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
     replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
-    scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=config.data.target))
+    target = test.languages[1] or config.data.target
+    scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=target))
     scores |= {"sentences": len(test), "beam_size": config.decode.beam_size}
     return scores | {"samples": _show_samples(experiment, found, test, folder)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,14 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import check_resume, hash_config, load_config, with_absolute_prefixes
-from seq2seq_jax.corpora import DEV_SHAPES, Corpus, Splits, obtain_vocabs, open_splits
-from seq2seq_jax.data.pipeline import batches, build_batch
-from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.corpora import (
+    Corpus,
+    Splits,
+    find_prepared,
+    measure_coverage,
+    obtain_vocabs,
+    open_splits,
+)
+from seq2seq_jax.data.coverage import Coverage, describe_coverage
+from seq2seq_jax.data.pipeline import batches
+from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import (
     Experiment,
     build,
@@ -27,13 +36,21 @@ from seq2seq_jax.experiment import (
     hash_parameters,
     versions,
 )
-from seq2seq_jax.modes.scoring import evaluate_test, get_references, say, warn
+from seq2seq_jax.modes.dev_scores import make_dev_evaluation
+from seq2seq_jax.modes.evaluate import best_by
+from seq2seq_jax.modes.scoring import evaluate_test, say, warn
+from seq2seq_jax.modes.sequence_step import make_sequence_step
+from seq2seq_jax.modes.warm_start import warm_start
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
+from seq2seq_jax.train.accumulation import AccumulatedStep, Groups
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
-from seq2seq_jax.train.loop import CompiledStep, Run, evaluate_and_log, fit
+from seq2seq_jax.train.loop import CompiledStep, Run, Step, evaluate_and_log, fit
+from seq2seq_jax.train.profiling import Profile, parse_profile_steps
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.train.stopping import Evaluations
+from seq2seq_jax.train.tensorboard import TensorBoard, check_tensorboard
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
 from seq2seq_jax.workdir import Folder
 
@@ -46,39 +63,36 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
     started = time.monotonic()
     folder = Folder(root)
     config = with_absolute_prefixes(config)
-    begun = hosts.share("begun", lambda: any(folder.checkpoints.glob("[0-9]*")))
-    if begun:
-        check_resume(config, load_config(folder.config), folder.config)
-    splits = open_splits(config)
-    hosts.check_same("data", {f"{name} corpus with digest": digest for name, digest in splits.digests.items()})
-    vocabs = hosts.primary_first("vocab", lambda: obtain_vocabs(config, folder.vocab, splits.train, keep=begun))
-    devices = [device.device_kind for device in jax.local_devices()]
-    hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
-    experiment = build(config, vocabs)
-    corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
-    if hosts.is_primary:
-        write_json(folder.config, config.to_dict())
-    say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
+    _check_extras(config)
+    experiment, corpus, splits, covered = _set_up(config, folder, hosts)
     with (
         StopSignal(hosts.look) as stop,
-        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, best_metric="bleu", warn=warn) as checkpoints,
+        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, warn=warn, **best_by(config)) as checkpoints,
         MetricsFile(folder.metrics if hosts.is_primary else os.devnull) as metrics,
         open(os.devnull, "w") as nowhere,
+        contextlib.ExitStack() as closing,
     ):
         hosts.saved_step = checkpoints.latest_step
         state, meta = _start(experiment, checkpoints, corpus, splits)
         first = int(state.step)
         metrics.truncate_after(first)
+        if config.train.tensorboard and hosts.is_primary:
+            board = closing.enter_context(contextlib.closing(TensorBoard(folder.tensorboard)))
+            metrics.follow(board.add)
+        evaluations = _remember(config, meta, first)
         _tell_start(experiment, state, first, time.monotonic() - started)
         screen = None if hosts.is_primary else nowhere
         with Progress(config.train.steps, start=first, stream=screen) as progress:
             clock = Clock(meta["seconds"] if meta else 0.0, started)
-            run = _make_run(experiment, corpus, splits, stop, progress, clock, hosts)
+            run = _make_run(experiment, corpus, splits, stop, progress, clock, hosts, evaluations)
+            run = dataclasses.replace(run, profile=_make_profile(config, folder, progress, hosts))
             if meta and not meta["evaluated"] and _is_evaluated(config, first):
                 _evaluate_late(run, state, meta, checkpoints, metrics, progress, stop)
             state = fit(run, state, checkpoints=checkpoints, metrics=metrics, progress=progress, stop=stop)
         checkpoints.wait()
-        trained = {"parameters_sha256": hash_parameters(state.params), "steps": int(state.step)}
+        if evaluations.is_over():
+            say(f"stopped early at step {int(state.step)}: {evaluations.describe()}")
+        trained = {"parameters_sha256": hash_parameters(state.averaged), "steps": int(state.step)}
         chosen = _choose(experiment, checkpoints, state)
         scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts)
         totals = _sum_up(folder.metrics)
@@ -86,10 +100,13 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
         "test": scores,
         "parameters": count_parameters(state.params),
         **trained,
+        "stopped_early": evaluations.is_over(),
         **totals,
         "wall_seconds": round(clock.seconds(), 1),
         "corpus_sha256": splits.digests,
-        "vocab_sha256": vocabs.digest,
+        "corpus_pairs": {name: len(getattr(splits, name)) for name in splits.digests},
+        "vocab_sha256": experiment.vocabs.digest,
+        **({"coverage": covered} if covered else {}),
         "versions": versions(),
         "devices": [device.device_kind for device in experiment.training.mesh.devices.flat],
         "config": config.to_dict(),
@@ -99,13 +116,47 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
     return results
 
 
+def _set_up(config: ConfigDict, folder: Folder, hosts: Hosts) -> tuple[Experiment, Corpus, Splits, dict[str, Any]]:
+    """The experiment, its data, and what its vocabularies cover of them; writes the config once all of it fits."""
+    begun = hosts.share("begun", lambda: any(folder.checkpoints.glob("[0-9]*")))
+    if begun:
+        check_resume(config, load_config(folder.config), folder.config)
+    prepared = find_prepared(config, folder.root, check=hosts.is_primary)
+    splits = open_splits(config, prepared=prepared, report_path=folder.left_out if hosts.is_primary else None)
+    hosts.check_same("data", {f"{name} corpus with digest": digest for name, digest in splits.digests.items()})
+    vocabs = hosts.primary_first("vocab", lambda: obtain_vocabs(config, folder.vocab, splits.train, keep=begun))
+    devices = [device.device_kind for device in jax.local_devices()]
+    hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
+    experiment = build(config, vocabs)
+    corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
+    if hosts.is_primary:
+        write_json(folder.config, config.to_dict())
+    say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
+    covered = _tell_coverage(measure_coverage(config, vocabs, splits), vocabs)
+    return experiment, corpus, splits, covered
+
+
+def _check_extras(config: ConfigDict) -> None:
+    """Refuses at once what would only be noticed later.
+
+    Raises:
+        UserError: there are not these steps to profile, or a package is missing.
+    """
+    try:
+        parse_profile_steps(config.train.profile_steps, config.train.steps)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+    if config.train.tensorboard:
+        check_tensorboard()
+
+
 def _start(
     experiment: Experiment, checkpoints: Checkpoints, corpus: Corpus, splits: Splits
 ) -> tuple[TrainState, Mapping[str, Any] | None]:
     """The newest usable state, or a new one; and what its checkpoint says of itself."""
     restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
-        return experiment.training.init(), None
+        return _begin(experiment, checkpoints.directory.parent), None
     expected = {
         "vocab_sha256": ("vocabulary", experiment.vocabs.digest),
         "train_sha256": ("training corpus", splits.train.digest),
@@ -121,12 +172,41 @@ def _start(
         position = corpus.plan.batch_index(restored.meta["examples"])
     except ValueError as error:
         raise UserError(f"{checkpoints.directory}: the place in the data cannot be found again: {error}") from error
-    if position != restored.step:
+    if position != restored.step * experiment.config.train.accumulate:
         raise UserError(
             f"{checkpoints.directory}: step {restored.step} had read {restored.meta['examples']} examples, "
             f"which is batch {position} of this plan; the config of the data is not what it was."
         )
     return restored.state, restored.meta
+
+
+def _begin(experiment: Experiment, root: Path) -> TrainState:
+    """The state before the first step, from another run's parameters where the config names one."""
+    state, source = experiment.training.init(), experiment.config.train.init_from
+    if not source:
+        return state
+    state, taken = warm_start(experiment, state, Path(source))
+    say(taken.describe())
+    if jax.process_index() == 0:
+        write_json(root / "init_from.json", dataclasses.asdict(taken))
+    return state
+
+
+def _remember(config: ConfigDict, meta: Mapping[str, Any] | None, step: int) -> Evaluations:
+    """The evaluations before `step`; a run that stopped early goes on where it is now to take more steps."""
+    keys, told = config.train, meta or {}
+    past = told.get("evaluations")
+    evaluations = Evaluations(keys.patience_metric, patience=keys.patience, past=past)
+    if evaluations.is_over() and keys.steps > told.get("steps", keys.steps):
+        evaluations.be_patient_again(step)
+    return evaluations
+
+
+def _tell_coverage(covered: Mapping[str, Mapping[str, Coverage]], vocabs: Vocabs) -> dict[str, Any]:
+    """Says what each side's vocabulary knows of the text; returns the counts for the results."""
+    for side, found in covered.items():
+        say(describe_coverage(side, getattr(vocabs, side), found))
+    return {side: {name: dataclasses.asdict(part) for name, part in found.items()} for side, found in covered.items()}
 
 
 def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: float) -> None:
@@ -135,7 +215,10 @@ def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: 
     kind = f"{devices.size} x {devices.flat[0].device_kind}{where}"
     begin = f"resuming at step {first}" if first else "starting"
     count = count_parameters(state.params)
-    say(f"{experiment.config.model.name}: {count:,} parameters on {kind}; {begin} after {format_duration(seconds)}")
+    frozen = experiment.training.count_frozen()
+    trained = f", of which {count - frozen:,} are trained," if frozen else ""
+    say(f"{experiment.config.model.name}: {count:,} parameters{trained} on {kind}; {begin} after "
+        f"{format_duration(seconds)}")  # fmt: skip
     if first >= experiment.config.train.steps:
         say(f"step {first} is the last one (config.train.steps): nothing left to train, evaluating")
 
@@ -160,27 +243,34 @@ def _make_run(
     progress: Progress,
     clock: Clock,
     hosts: Hosts,
+    evaluations: Evaluations,
 ) -> Run:
     keys, plan, mesh = experiment.config.train, corpus.plan, experiment.training.mesh
+    each = keys.accumulate
     ahead = {"prefetch": experiment.config.data.prefetch, "rows_of": functools.cache(lambda n: rows_here(mesh, n))}
 
     def meet() -> None:
         hosts.gather("compiled")
 
     def read(start: int) -> Iterator[Any]:
-        return batches(corpus.pairs, plan, start=start, stop=keys.steps, **ahead)
+        found = batches(corpus.pairs, plan, start=start * each, stop=keys.steps * each, redraw=corpus.redraw, **ahead)
+        return found if each == 1 else Groups(found, each)
+
+    def place(given: Any) -> Any:
+        return place_batch(given, mesh) if each == 1 else tuple(place_batch(batch, mesh) for batch in given)
 
     def meta(step: int) -> dict[str, Any]:
         digests = {"vocab_sha256": experiment.vocabs.digest, "train_sha256": splits.train.digest}
-        place = {"examples": plan.examples_before(step), "seconds": round(clock.seconds(), 1)}
+        place: dict[str, Any] = {"examples": plan.examples_before(step * each), "seconds": round(clock.seconds(), 1)}
+        place |= {"evaluations": evaluations.record(), "steps": keys.steps}
         return {**place, **digests, "config_sha256": hash_config(experiment.config), "versions": versions()}
 
     return Run(
-        step=CompiledStep(experiment.training.train_step(), shapes=len(plan.shapes), tell=progress.message, meet=meet),
+        step=_make_step(experiment, shapes=len(plan.shapes), tell=progress.message, meet=meet),
         batches=read,
-        example_ids=lambda n: plan.batch(n).example_ids,
-        place=lambda batch: place_batch(batch, mesh),
-        evaluate=_make_dev_evaluation(experiment, corpus, splits.dev, stop, hosts),
+        example_ids=lambda n: np.concatenate([plan.batch(m).example_ids for m in range(n * each, (n + 1) * each)]),
+        place=place,
+        evaluate=make_dev_evaluation(experiment, corpus, splits.dev, stop, hosts),
         meta=meta,
         learning_rate=experiment.training.schedule,
         flops=experiment.training.step_flops,
@@ -190,46 +280,24 @@ def _make_run(
         evaluate_every=keys.evaluate_every,
         log_every=keys.log_every,
         max_skipped=keys.max_skipped,
+        evaluations=evaluations,
     )
 
 
-def _make_dev_evaluation(
-    experiment: Experiment, corpus: Corpus, dev: ParallelText, stop: StopSignal, hosts: Hosts
-) -> Callable[[TrainState], dict[str, float]]:
-    """Builds `evaluate(state) -> {"loss", "perplexity", "bleu"}` on dev."""
-    config = experiment.config
-    translator = experiment.translator(beam_size=config.evaluate.dev_beam_size)
-    count = config.evaluate.dev_sentences or len(dev)
-    sums_of = CompiledStep(
-        experiment.training.dev_sums(), shapes=DEV_SHAPES, tell=lambda line: None, meet=lambda: hosts.gather("dev")
-    )
-    plan, mesh = corpus.dev_plan, experiment.training.mesh
+def _make_profile(config: ConfigDict, folder: Folder, progress: Progress, hosts: Hosts) -> Profile:
+    """Of the first host's devices; the other hosts trace nothing."""
+    steps = parse_profile_steps(config.train.profile_steps, config.train.steps)
+    return Profile(steps if hosts.is_primary else range(0), folder.profile, progress.message)
 
-    def poll() -> None:
-        stop.check("during an evaluation")
 
-    def score(texts: list[str], references: list[str]) -> float:
-        return float(corpus_scores(texts, references, target=config.data.target, lowercase_tokenized=False)["bleu"])
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        nll = weight = 0.0
-        for n in range(plan.batches_per_epoch):
-            poll()
-            planned = plan.batch(n)
-            batch = build_batch(corpus.dev, planned, rows=rows_here(mesh, planned.shape.rows))
-            sums = jax.device_get(sums_of(state.params, place_batch(batch, mesh)))
-            nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
-        hosts.gather("dev")
-        found = translator.translate(state.params, dev.source[:count], poll=poll)
-        texts, references = [item.text for item in found], get_references(dev)[:count]
-        mean = nll / max(weight, 1.0)
-        return {
-            "loss": mean,
-            "perplexity": float(min(2.718281828459045 ** min(mean, 50.0), 1e9)),
-            "bleu": hosts.share("bleu", lambda: score(texts, references)),
-        }
-
-    return evaluate
+def _make_step(experiment: Experiment, *, shapes: int, tell: Callable[[str], None], meet: Callable[[], object]) -> Step:
+    """What takes the steps: from a batch, or from several."""
+    told: dict[str, Any] = {"shapes": shapes, "tell": tell, "meet": meet}
+    if experiment.config.train.accumulate > 1:
+        step: Step = AccumulatedStep(*experiment.training.accumulated_step(), **told)
+    else:
+        step = CompiledStep(experiment.training.train_step(), **told)
+    return step if experiment.training.objective is None else make_sequence_step(experiment, step, **told)
 
 
 def _is_evaluated(config: ConfigDict, step: int) -> bool:
@@ -251,11 +319,12 @@ def _evaluate_late(
     if scores is None:
         stop.check(f"during the evaluation of step {step}, which is saved")
         return
-    checkpoints.record_metrics(step, meta={**meta, "evaluated": True}, metrics=scores)
+    known = {"evaluated": True, "evaluations": run.evaluations.record()}
+    checkpoints.record_metrics(step, meta={**meta, **known}, metrics=scores)
 
 
 def _choose(experiment: Experiment, checkpoints: Checkpoints, state: TrainState) -> Restored:
-    """The best checkpoint by dev BLEU that can be read, or the last state where none was scored."""
+    """The best checkpoint by its dev score that can be read, or the last state where none was scored."""
     while (best := checkpoints.best_step()) is not None and best != int(state.step):
         try:
             restored = checkpoints.restore(experiment.training.abstract_state(), step=best)

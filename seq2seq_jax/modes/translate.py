@@ -26,7 +26,7 @@ def translate(config: ConfigDict, root: Path, lines: Iterator[str], output: Text
     folder = Folder(root)
     experiment, chosen = load_run(config, folder)
     translator = experiment.translator(beam_size=max(nbest, config.decode.beam_size))
-    params: PyTree = chosen.state.params
+    params: PyTree = chosen.state.averaged
 
     def render(number: int, item: Translation) -> str:
         if item.cut:

@@ -28,16 +28,17 @@ ABOVE = {
 FOR_EVERYONE = {"interfaces", "errors"}
 # Which parts of the package a folder or file may import, besides itself and what is for everyone.
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"loaded_model"},
     "__main__": {"main"},
     "main": ANYTHING,
     "experiment": ANYTHING,
     "corpora": ANYTHING,
     "modes": ANYTHING,
     "command_line": {"config"},
+    "loaded_model": {"config", "experiment", "modes.evaluate", "serve", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
-    "config": {"keys"},
+    "config": {"keys", "data.spec"},
     "keys": set(),
     "configs": {"config"},
     "tasks": {"data", "decode", "evaluate", "parallel"},

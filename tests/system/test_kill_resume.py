@@ -1,4 +1,7 @@
-"""Kills real processes at random moments; what comes of it must equal, bit for bit, a run that nobody disturbed."""
+"""Kills real processes at random moments; what comes of it must equal, bit for bit, a run that nobody disturbed.
+
+SEQ2SEQ_JAX_KILLS=20 kills twenty times.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import time
 
-KILLS = 20
+KILLS = int(os.environ.get("SEQ2SEQ_JAX_KILLS", "9"))
 ARGS = (
     "--config=configs/gnmt.py",
     "--config.data.phrasebook_pairs=300",
@@ -49,8 +52,8 @@ def finish(root, log):
     return json.loads((root / "results.json").read_text())
 
 
-def test_runs_killed_twenty_times_equal_one_left_alone(tmp_path):
-    draw = random.Random(20)
+def test_runs_killed_again_and_again_equal_one_left_alone(tmp_path):
+    draw = random.Random(KILLS)
     with open(tmp_path / "log", "w") as log:
         finish(tmp_path / "warm", log)  # fills the compilation cache, so that the next one's time is a restart's
         began = time.monotonic()
@@ -78,7 +81,7 @@ def test_runs_killed_twenty_times_equal_one_left_alone(tmp_path):
 
     assert set(codes) <= {143, -signal.SIGKILL, -signal.SIGTERM}, codes  # -SIGTERM: before the handler stood
     assert 143 in codes and -signal.SIGKILL in codes, codes
-    assert saving >= 2, "no kill fell into a save"
+    assert saving >= KILLS // 9, "no kill fell into a save"
     for root in runs:
         results = json.loads((root / "results.json").read_text())
         assert results["parameters_sha256"] == alone["parameters_sha256"]

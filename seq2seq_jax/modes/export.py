@@ -1,0 +1,162 @@
+"""`--mode=export`: a run's best checkpoint as a folder to give away, with a card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from seq2seq_jax.config import default_config, flatten
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import count_parameters, versions
+from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.modes.new_folder import make_folder
+from seq2seq_jax.modes.scoring import say
+from seq2seq_jax.serve.model_card import CardFacts, write_card
+from seq2seq_jax.serve.model_folder import hash_tensors, is_model_folder, write_model
+from seq2seq_jax.workdir import Folder
+
+FORMATS = ("folder",)
+SHIPPED = ("model", "vocab", "decode")
+"""Sections of the config that go along: the others say how it was trained, and where on which machine."""
+
+PATHS = ("data.train", "data.dev", "data.test", "data.monolingual", "data.prepared", "vocab.file", "train.init_from")
+"""Keys whose values may be folders of this machine."""
+
+
+def export(config: ConfigDict, root: Path, output: str | None, *, licence: str = "", format: str = "folder") -> Path:
+    """Writes the best checkpoint of the run in `root` as a model's folder; see `serve/model_folder.py`.
+
+    Its parameters are those that were evaluated: the moving average where the run keeps one.
+
+    Args:
+        config: the run's; its `decode` goes along.
+        root: the run's folder.
+        output: the folder to make.
+        licence: what the card says; unknown if empty.
+        format: one of `FORMATS`.
+
+    Raises:
+        UserError: there is no trained run, or `output` is there already.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, but is {format!r} instead.")
+    folder = Folder(root)
+    if is_model_folder(root):
+        raise UserError(f"--workdir={root}: is an exported model already; copy the folder.")
+    with make_folder(output) as made:
+        experiment, chosen = load_run(config, folder)
+        tensors = name_tensors(chosen.state.averaged)
+        goal = Path(output or "")
+        digests = {"model.safetensors": hash_tensors(tensors), "vocab": experiment.vocabs.digest}
+        trained_with = chosen.meta.get("versions") or versions()
+        facts = CardFacts(
+            name=goal.name,
+            model=config.model.name,
+            source=config.data.source,
+            target=config.data.target,
+            parameters=count_parameters(chosen.state.averaged),
+            step=chosen.step,
+            averaged=_averaged_steps(folder),
+            licence=licence,
+            corpora=_describe_corpora(config, folder),
+            scores=_find_scores(folder, chosen.step),
+            changed=_changed_keys(config),
+            digests=digests,
+            versions=trained_with,
+        )
+        write_model(
+            made,
+            config=ship_config(config),
+            vocabs=experiment.vocabs,
+            tensors=tensors,
+            metadata={"step": str(chosen.step), "seq2seq_jax": versions()["seq2seq_jax"], "licence": licence},
+            card=write_card(facts),
+        )
+    size = sum(path.stat().st_size for path in goal.expanduser().rglob("*") if path.is_file())
+    say(f"exported step {chosen.step} to {output} ({size / 2**20:.1f} MiB); its card is {goal / 'README.md'}")
+    return goal
+
+
+def name_tensors(params: PyTree) -> dict[str, np.ndarray]:
+    """Dotted parameter path → float32 array on the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(jax.device_get(leaf), np.float32)
+        for path, leaf in leaves
+    }
+
+
+def ship_config(config: ConfigDict) -> dict[str, Any]:
+    """What of a config goes along with a model: no paths of this machine, nothing to train with."""
+    kept = {name: config[name].to_dict() for name in SHIPPED}
+    kept["vocab"]["file"] = ""
+    data = config.data
+    of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and data.train == "phrasebook")
+    test = "phrasebook" if of_phrasebook else data.test if data.test.startswith("tfds:") else ""
+    named = {"source": data.source, "target": data.target, "target_tag": data.target_tag}
+    kept["data"] = {**named, "train": "", "dev": "", "test": test}
+    return kept
+
+
+def _find_scores(folder: Folder, step: int) -> dict[str, Any]:
+    """The newest scores of this very step, or none."""
+    found = [path for path in (folder.results, folder.evaluation / "results.json") if path.exists()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        scores = _read(path).get("test", {})
+        if scores.get("step") == step:
+            return scores
+    return {}
+
+
+def _describe_corpora(config: ConfigDict, folder: Folder) -> list[dict[str, Any]]:
+    """Name, size and digest of the three corpora, as far as the run's results.json tells."""
+    results = _read(folder.results) or _read(folder.root / "average.json").get("corpora", {})
+    digests, pairs = results.get("corpus_sha256", {}), results.get("corpus_pairs", {})
+    if not digests:
+        return []
+    automatic = "phrasebook" if config.data.train == "phrasebook" else "held out of train"
+    return [
+        {
+            "role": role,
+            "name": automatic if config.data[role] == "auto" else _shorten(config.data[role]),
+            "sha256": digests.get(role),
+            "pairs": pairs.get(role),
+        }
+        for role in ("train", "dev", "test")
+    ]
+
+
+def _shorten(spec: str) -> str:
+    """Corpora without their folders: where they lay on this machine is nobody's business."""
+    parts = [part if part.startswith("tfds:") else part.rsplit("/", 1)[-1] for part in spec.split(",")]
+    return ",".join(parts)
+
+
+def _changed_keys(config: ConfigDict) -> dict[str, Any]:
+    """Keys that differ from their defaults, without folders."""
+    defaults = flatten(default_config(config.model.name))
+    changed = {key: value for key, value in flatten(config).items() if value != defaults.get(key)}
+    return {
+        key: _shorten(value) if key in PATHS else value
+        for key, value in changed.items()
+        if not key.startswith("parallel.")
+    }
+
+
+def _averaged_steps(folder: Folder) -> list[int]:
+    return [source["step"] for source in _read(folder.root / "average.json").get("sources", [])]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

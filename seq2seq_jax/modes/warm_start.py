@@ -1,0 +1,143 @@
+"""Starting from another run's parameters (`--init_from=RUN`): fine-tuning and domain adaptation.
+
+What has the same name and shape is taken. Of tables over a vocabulary that is not the same, the rows of the pieces
+that both know are taken. All else keeps its fresh values; the optimizer starts anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from seq2seq_jax.config import load_config
+from seq2seq_jax.data.vocab import Vocab
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.interfaces import Array, PyTree
+from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.train.step import TrainState
+from seq2seq_jax.workdir import Folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What was taken of another run.
+
+    Attributes:
+        source: its folder.
+        step: of its checkpoint.
+        whole: names of the parameters that were taken as they are.
+        rows: name → (rows taken, rows), of tables over another vocabulary.
+        left: name → why it was not taken.
+        unused: names that only the other run has.
+    """
+
+    source: str
+    step: int
+    whole: tuple[str, ...]
+    rows: dict[str, tuple[int, int]]
+    left: dict[str, str]
+    unused: tuple[str, ...]
+
+    def describe(self) -> str:
+        """For people: what came along and what did not, one line each."""
+        count = len(self.whole) + len(self.rows) + len(self.left)
+        told = [f"init_from {self.source}, step {self.step}: {len(self.whole)} of {count} parameters taken as they are"]
+        told += [f"  {name}: {n} of {all_} rows taken, by their pieces" for name, (n, all_) in self.rows.items()]
+        told += [f"  {name}: not taken, {why}" for name, why in self.left.items()]
+        told += [f"  {name}: is there, but has no place in this model" for name in self.unused]
+        return "\n".join(told)
+
+
+def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple[TrainState, Taken]:
+    """Puts the best checkpoint of the run in `source` into a fresh state.
+
+    Args:
+        experiment: the new one.
+        state: its fresh state.
+        source: the folder of the other run.
+
+    Raises:
+        UserError: there is no usable run, or nothing of it fits.
+    """
+    config = load_config(Folder(source).config)
+    config.parallel = experiment.config.parallel  # onto the same devices, in the same shards
+    config.data.rows_multiple = experiment.config.data.rows_multiple
+    other, restored = load_run(config, Folder(source))
+    found = _by_name(restored.state.averaged)
+    boxes = _by_name(experiment.training.boxed_state.params)
+    whole, rows, left = [], {}, {}
+
+    def take(name: str, fresh: Array) -> Array:
+        given = found.get(name)
+        axis = _vocabulary_axis(boxes[name])
+        if given is None:
+            left[name] = "that run has none of this name"
+        elif axis is not None and _side(other, name).digest != _side(experiment, name).digest:
+            if _without(given.shape, axis) == _without(fresh.shape, axis):
+                places = match_pieces(_side(other, name), _side(experiment, name))
+                rows[name] = (int((places >= 0).sum()), len(places))
+                return _take_rows(fresh, given, places, axis)
+            left[name] = f"its shape is {given.shape} there and {fresh.shape} here"
+        elif given.shape != fresh.shape:
+            left[name] = f"its shape is {given.shape} there and {fresh.shape} here"
+        else:
+            whole.append(name)
+            return jax.device_put(given, fresh.sharding)
+        return fresh
+
+    params = _map_by_name(take, state.params)
+    unused = tuple(name for name in found if name not in boxes)
+    taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused)
+    if all(found[name].ndim < 2 for name in whole):  # a bias fits anything
+        raise UserError(f"--init_from={source}: nothing of it fits this model: {taken.describe()}.")
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, ema=ema), taken
+
+
+def match_pieces(old: Vocab, new: Vocab) -> np.ndarray:
+    """`[V]` int32: for every id of `new` that of the same piece in `old`, or -1."""
+    known = {piece: i for i, piece in enumerate(old.pieces(range(old.size)))}
+    return np.array([known.get(piece, -1) for piece in new.pieces(range(new.size))], np.int32)
+
+
+def _take_rows(fresh: Array, given: Array, places: np.ndarray, axis: int) -> Array:
+    """The rows of `given` at `places` along an axis; those of `fresh` where there is none."""
+
+    def take(fresh: Array, given: Array) -> Array:
+        shape = [1] * fresh.ndim
+        shape[axis] = len(places)
+        return jnp.where((places >= 0).reshape(shape), jnp.take(given, np.maximum(places, 0), axis=axis), fresh)
+
+    return jax.jit(take, out_shardings=fresh.sharding)(fresh, given)
+
+
+def _side(experiment: Experiment, name: str) -> Vocab:
+    """The vocabulary that a table is over."""
+    return experiment.vocabs.source if name.startswith("source") else experiment.vocabs.target
+
+
+def _vocabulary_axis(box: Any) -> int | None:
+    return box.names.index("vocab") if isinstance(box, nn.LogicallyPartitioned) and "vocab" in box.names else None
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their dotted paths; a box counts as a leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _map_by_name(take: Any, tree: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: take(jax.tree_util.keystr(path, simple=True, separator="."), leaf), tree
+    )

@@ -1,0 +1,180 @@
+"""A model to give away: what is in the folder, that it translates alike, and that damage is seen."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import seq2seq_jax
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = ["one red cat", "", "two two blue cat four", "  ", "nobody knows these words", "three"]
+
+
+def call(*args):
+    """Runs a command line in this process; the exit code."""
+    return main(["seq2seq_jax.main", *args])
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run):
+    """The model of the tiny run, to read."""
+    goal = tiny_run.parent / "model"
+    assert call(f"--workdir={tiny_run}", "--mode=export", f"--output={goal}", "--licence=cc-by-4.0") == 0
+    return goal
+
+
+@pytest.fixture(scope="module")
+def translations(tiny_run):
+    """What `--mode=translate` of the run makes of LINES."""
+    source, target = tiny_run.parent / "in.txt", tiny_run.parent / "out.txt"
+    source.write_text("".join(line + "\n" for line in LINES))
+    assert call(f"--workdir={tiny_run}", "--mode=translate", f"--input={source}", f"--output={target}") == 0
+    return target.read_text().split("\n")[:-1]
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of the folder, to be damaged."""
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def test_the_folder_holds_the_averaged_parameters_and_nothing_to_train_with(tiny_run, exported):
+    names = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert names == {"README.md", "config.json", "model.safetensors", "vocab/vocab.json", "vocab/vocab.model"} | {
+        "vocab/vocabs.json"
+    }
+    assert all(stat.S_IMODE((exported / name).stat().st_mode) & 0o444 == 0o444 for name in names)
+    step = json.loads((tiny_run / "results.json").read_text())["test"]["step"]
+    tree = ocp.StandardCheckpointer().restore(tiny_run / "checkpoints" / str(step) / "state")["ema"]
+    found = load_file(exported / "model.safetensors")
+    assert all(array.dtype == np.float32 for array in found.values())
+    for name, array in found.items():
+        leaf = tree
+        for part in name.split("."):
+            leaf = leaf[part]
+        np.testing.assert_array_equal(array, np.asarray(leaf))
+    config = (exported / "config.json").read_text()
+    assert str(tiny_run.parent) not in config and set(json.loads(config)) == {"model", "vocab", "decode", "data"}
+
+
+def test_the_card_says_what_is_known(tiny_run, exported):
+    card, results = (exported / "README.md").read_text(), json.loads((tiny_run / "results.json").read_text())
+    head = card.split("---\n")[1]
+    assert 'license: "cc-by-4.0"' in head and '- "en"\n- "de"' in head
+    for key in ("bleu", "chrf", "bleu_tokenized_lowercase"):
+        assert f"| {results['test'][key]:.2f} |" in card
+        assert results["test"][f"{key}_signature"].replace("|", "\\|") in card
+    assert all(digest in card for digest in results["corpus_sha256"].values())
+    assert re.search(r"\| train \| train \| 120 \|", card) and re.search(r"\| test \| test \| 24 \|", card)
+    assert f"{results['parameters']:,} parameters" in card and results["versions"]["jax"] in card
+    assert str(tiny_run.parent) not in card, "folders of this machine stay here"
+
+
+def test_the_licence_is_unknown_unless_given(averaged_run, tmp_path):
+    assert call(f"--workdir={averaged_run}", "--mode=export", f"--output={tmp_path / 'm'}") == 0
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert 'license: "unknown"' in card and "Licence: unknown." in card
+    assert "the mean of the checkpoints of steps 4, 6, 8" in card and "| train | train | 120 |" in card
+
+
+def test_loaded_translations_are_those_of_the_run(tiny_run, exported, translations):
+    model = seq2seq_jax.load(exported)
+    assert model.translate(LINES) == translations and len(translations) == len(LINES)
+    assert translations[1] == translations[3] == "" and any(translations)
+    assert model.translate("one red cat") == translations[:1]
+    assert model.card.startswith("---\n") and model.config["model"]["features"] == 8
+    assert "gnmt, en-de" in repr(model) and str(exported) in repr(model)
+    run = seq2seq_jax.load(str(tiny_run))
+    assert run.translate(LINES) == translations and run.card == "" and run.step == model.step
+
+
+def test_nbest_is_best_first_and_greedy_is_one_more_search(exported, translations):
+    model = seq2seq_jax.load(exported)
+    found = model.translate_nbest(LINES, 2)
+    assert [item[0].text if item else "" for item in found] == translations
+    assert all(1 <= len(item) <= 2 for item, line in zip(found, LINES, strict=True) if line.strip())
+    scores = [[(candidate.finished, candidate.score) for candidate in item] for item in found]
+    assert any(len(item) == 2 for item in scores) and scores == [sorted(item, reverse=True) for item in scores]
+    assert found[1] == [] and len(model.translate(LINES[:2], beam_size=1)) == 2
+    for wrong in (lambda: model.translate([1]), lambda: model.translate_nbest("x", 0)):
+        with pytest.raises(UserError):
+            wrong()
+
+
+def test_modes_take_the_folder_as_workdir(exported, translations, tmp_path, capsys):
+    (tmp_path / "in").write_text("".join(line + "\n" for line in LINES))
+    args = (f"--workdir={exported}", "--mode=translate", f"--input={tmp_path / 'in'}")
+    assert call(*args, f"--output={tmp_path / 'out'}") == 0
+    assert (tmp_path / "out").read_text().split("\n")[:-1] == translations
+    assert call(f"--workdir={exported}", "--mode=evaluate") == 2, "it does not know the test set"
+    assert call(f"--workdir={exported}") == 2, "it is not trained further by mistake"
+    assert not (exported / "checkpoints").exists()
+
+
+def test_evaluating_the_folder_gives_the_scores_of_the_run(tiny_run, copy, capsys):
+    test = tiny_run.parent / "test"
+    assert call(f"--workdir={copy}", "--mode=evaluate", f"--config.data.test={test}", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["test"]
+    wanted = json.loads((tiny_run / "results.json").read_text())["test"]
+    assert (found["bleu"], found["chrf"]) == (wanted["bleu"], wanted["chrf"])
+
+
+def test_three_lines_in_a_fresh_process_without_configs(exported, translations, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "seq2seq_jax").symlink_to(ROOT / "seq2seq_jax")
+    example = re.search(r"        import seq2seq_jax\n.*\n.*\n", seq2seq_jax.load.__doc__)[0]
+    program = "import sys\n" + example.replace("        ", "").replace("my_model", str(exported))
+    program = program.replace("import seq2seq_jax\n", "import seq2seq_jax\nassert 'jax' not in sys.modules\n")
+    program = program.replace('"The cat sleeps."', '"one red cat", "two two blue cat four"')
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str([translations[0], translations[2]])
+
+
+@pytest.mark.parametrize("where", [0.02, 0.5, 0.99])
+def test_a_flipped_bit_is_refused(copy, where):
+    path = copy / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"model\.safetensors: (not whole|its header is not|not what was exported)"):
+        seq2seq_jax.load(copy)
+
+
+def test_files_of_another_model_are_refused(copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["attention_from"] = "current_step"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json: not what was exported"):
+        seq2seq_jax.load(copy)
+    save_file({"a": np.zeros(2, np.float32)}, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="its header is not that of an exported model"):
+        seq2seq_jax.load(copy)
+    with pytest.raises(UserError, match="there is no model here"):
+        seq2seq_jax.load(tmp_path)
+
+
+def test_an_export_that_fails_leaves_nothing(tiny_run, tmp_path, capsys):
+    args = (f"--workdir={tiny_run}", "--mode=export")
+    assert call(*args, f"--output={tmp_path / 'a'}", "--format=zip") == 2
+    (tmp_path / "b").mkdir()
+    assert call(*args, f"--output={tmp_path / 'b'}") == 2
+    empty = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    assert call(f"--workdir={empty}", "--mode=export", f"--output={tmp_path / 'c'}") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "run"]
+    assert capsys.readouterr().err.count("seq2seq_jax: error:") == 3
