@@ -93,7 +93,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
         "character_coverage": 1.0,
         "byte_fallback": False,  # spell unknown characters in bytes
-        "file": "",  # instead: your own .model of SentencePiece, or list of words (kind "word"); "SOURCE,TARGET" for two
+        "file": "",  # your own: a SentencePiece .model, or a list of words (kind "word"); "SOURCE,TARGET" for two
         "from_init": True,  # with train.init_from: that run's vocabulary; False trains a new one
         "tags": "",  # more tags, separated by commas, for corpora that come later: "2fr,bt"
     },

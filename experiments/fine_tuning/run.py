@@ -65,7 +65,8 @@ def call(*arguments: str) -> str:
 def compare(out: Path, first: str, second: str) -> dict:
     """Scores of two runs and the paired bootstrap between them."""
     report = out / f"{first}-{second}.html"
-    told = call("--mode=compare", f"--workdir={out / first}", f"--against={out / second}", f"--output={report}", "--json")
+    runs = [f"--workdir={out / first}", f"--against={out / second}"]
+    told = call("--mode=compare", *runs, f"--output={report}", "--json")
     return json.loads(told)
 
 

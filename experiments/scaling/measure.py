@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from points import Point
 
 from seq2seq_jax.config import check_config, default_config
+from seq2seq_jax.corpora import obtain_vocabs, open_splits
 from seq2seq_jax.data.pipeline import TokenPairs, batches, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import DivergedError, UserError
-from seq2seq_jax.corpora import obtain_vocabs, open_splits
 from seq2seq_jax.experiment import Training, count_parameters, make_training, versions
 from seq2seq_jax.parallel.shard import place_batch
 from seq2seq_jax.train.step import TrainState

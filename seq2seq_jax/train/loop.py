@@ -39,12 +39,19 @@ class CompiledStep:
         tell: receives one line for each compilation.
         meet: called after each: waits for all hosts, since one that is done earlier must not run into the
             time-out (Gloo's is 30 seconds) of the first exchange with the others.
+        name: what people are told that it is.
     """
 
     def __init__(
-        self, step: Any, *, shapes: int, tell: Callable[[str], None], meet: Callable[[], object] = lambda: None
+        self,
+        step: Any,
+        *,
+        shapes: int,
+        tell: Callable[[str], None],
+        meet: Callable[[], object] = lambda: None,
+        name: str = "step",
     ):
-        self._step, self._shapes, self._tell, self._meet = step, shapes, tell, meet
+        self._step, self._shapes, self._tell, self._meet, self._name = step, shapes, tell, meet, name
         self._compiled: dict[tuple[int, ...], Any] = {}
         self.seconds = 0.0
 
@@ -60,7 +67,7 @@ class CompiledStep:
             self.seconds += took
             rows, source, target = key
             self._tell(
-                f"compiled the step for {rows} rows of {source} + {target} tokens in {format_duration(took)} "
+                f"compiled the {self._name} for {rows} rows of {source} + {target} tokens in {format_duration(took)} "
                 f"({len(self._compiled)} of at most {self._shapes})"
             )
         return self._compiled[key](*arguments)

@@ -48,7 +48,7 @@ class SequenceStep:
         meet: Callable[[], object] = lambda: None,
     ):
         self._judge, self._place, self._step, self._accumulate = judge, place, step, accumulate
-        self._propose = CompiledStep(propose, shapes=shapes, tell=tell, meet=meet)
+        self._propose = CompiledStep(propose, shapes=shapes, tell=tell, meet=meet, name="proposals")
 
     @property
     def seconds(self) -> float:
