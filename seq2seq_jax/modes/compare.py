@@ -103,13 +103,7 @@ def compare_runs(root: Path, other: Path | None) -> Comparison:
     Raises:
         UserError: a run was not evaluated, or the two have translated different test sets.
     """
-    runs = [read_evaluated(path) for path in (root, other) if path is not None]
-    for run in runs[1:]:
-        if run.digest != runs[0].digest:
-            raise UserError(
-                f"--against={run.root}: has translated another test set (digest {run.digest[:12]}) than {root} "
-                f"({runs[0].digest[:12]}); evaluate both on the same: --mode=evaluate --config.data.test=PREFIX."
-            )
+    runs = _find_same([list_evaluated(path) for path in (root, other) if path is not None])
     names = _tell_apart([run.root for run in runs])
     first = runs[0]
     found = compare_systems(
@@ -124,8 +118,22 @@ def compare_runs(root: Path, other: Path | None) -> Comparison:
     return Comparison({**found, "config": keys}, facts)
 
 
-def read_evaluated(root: Path) -> Evaluated:
-    """The translations that a training or a later `--mode=evaluate` left, whichever is newer.
+def _find_same(found: Sequence[Sequence[Evaluated]]) -> list[Evaluated]:
+    """Of each run the newest translations, of the same test set."""
+    first, *others = found
+    for run in first:
+        same = [next((that for that in those if that.digest == run.digest), None) for those in others]
+        if None not in same:
+            return [run, *(that for that in same if that is not None)]
+    other = others[0][0]
+    raise UserError(
+        f"--against={other.root}: has translated another test set (digest {other.digest[:12]}) than {first[0].root} "
+        f"({first[0].digest[:12]}); evaluate both on the same: --mode=evaluate --config.data.test=PREFIX."
+    )
+
+
+def list_evaluated(root: Path) -> list[Evaluated]:
+    """The translations that a training and a later `--mode=evaluate` left, the newer ones first.
 
     Raises:
         UserError: there are none, or files are missing.
@@ -136,7 +144,11 @@ def read_evaluated(root: Path) -> Evaluated:
     places = [place for place in places if (place.outputs / "test.hypotheses.txt").is_file()]
     if not places:
         raise UserError(f"{root}: has no translations of a test set yet; run --workdir={root} --mode=evaluate first.")
-    place = max(places, key=lambda place: place.results.stat().st_mtime)
+    places.sort(key=lambda place: place.results.stat().st_mtime, reverse=True)
+    return [_read_evaluated(root, place, config) for place in places]
+
+
+def _read_evaluated(root: Path, place: Folder, config: ConfigDict) -> Evaluated:
     names = ("hypotheses", "source", "references")
     sides = {name: list(read_input(str(place.outputs / f"test.{name}.txt"))) for name in names}
     if len({len(lines) for lines in sides.values()}) > 1:

@@ -53,6 +53,21 @@ def test_one_run_in_words(tiny_run, tmp_path, capsys):
     assert "Keys that differ from their defaults" in (tmp_path / "report.html").read_text()
 
 
+def test_the_newest_translations_of_the_same_test_set_are_compared(tiny_run, tmp_path, capsys):
+    """An evaluation on another set since then does not hide those of the training."""
+    copy = shutil.copytree(tiny_run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    (copy / "evaluation").mkdir(exist_ok=True)
+    for name in ("results.json", "outputs"):
+        move = shutil.copytree if (copy / name).is_dir() else shutil.copy
+        if not (copy / "evaluation" / name).exists():
+            move(copy / name, copy / "evaluation" / name)
+    path = copy / "evaluation" / "outputs" / "test.references.txt"
+    path.write_text(path.read_text().replace("rot", "grün"))
+    (copy / "evaluation" / "results.json").touch()
+    assert call(f"--workdir={tiny_run}", f"--against={copy}", "--json") == 0
+    assert {row["p_value"] for row in json.loads(capsys.readouterr().out)["scores"]} == {1.0}
+
+
 def test_another_test_set_is_refused(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
     path = copy / "outputs" / "test.references.txt"
