@@ -73,7 +73,7 @@ def hash_config(config: ConfigDict) -> str:
     kept = {
         key: value
         for key, value in sorted(flatten(config).items())
-        if not key.startswith(RESUMABLE) and value != defaults.get(key)
+        if not is_free(key, RESUMABLE) and value != defaults.get(key)
     }
     kept["model.name"] = config.model.name
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
@@ -156,6 +156,11 @@ def _check_value(key: str, value: Any, default: Any) -> None:
         raise UserError(f"config.{key} must be more than 0, but is {value} instead.")
 
 
+def is_free(key: str, free: tuple[str, ...]) -> bool:
+    """Whether a key is among `free`, or in a section that is: one that ends in a dot."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in free)
+
+
 def check_resume(config: ConfigDict, saved: ConfigDict, path: Path, *, free: tuple[str, ...] = RESUMABLE) -> None:
     """Refuses a config that does not fit the saved one, naming every changed key.
 
@@ -172,7 +177,7 @@ def check_resume(config: ConfigDict, saved: ConfigDict, path: Path, *, free: tup
     changed = [
         f"config.{key} (saved {old.get(key)!r}, now {new.get(key)!r})"
         for key in sorted(new.keys() | old.keys())
-        if new.get(key) != old.get(key) and not key.startswith(free)
+        if new.get(key) != old.get(key) and not is_free(key, free)
     ]
     if changed:
         raise UserError(

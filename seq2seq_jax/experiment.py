@@ -1,6 +1,6 @@
-"""The composition root: a config and a folder become data, vocabularies, a model, a mesh and an optimiser.
+"""The composition root: a config becomes a model on a mesh, its optimiser, its losses and its search.
 
-The only place, with `modes.py`, that knows several packages.
+With `corpora.py` and `modes/` the only place that knows several packages.
 """
 
 from __future__ import annotations

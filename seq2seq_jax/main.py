@@ -9,6 +9,7 @@ Imports nothing heavy before it knows what to do, so that `--help` and refusals 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -46,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         cure = "look at its permissions and at the space on its disk"
-        return _tell(f"{error.filename}: {error.strerror}; {cure}.", EXIT_USER, argv)
+        return _tell(f"{error.filename or 'a file of this run'}: {error.strerror}; {cure}.", EXIT_USER, argv)
 
 
 def _tell(problem: str, code: int, argv: Sequence[str]) -> int:

@@ -88,7 +88,9 @@ def main() -> None:
         print(f"{name:14s} BLEU {scores['bleu']:5.2f}  chrF {scores['chrf']:5.2f}  step {scores['step']}", flush=True)
     for first, second in PAIRS:
         if all((out / name / "results.json").exists() for name in (first, second)):
-            print(f"{first} against {second}: {json.dumps(compare(out, first, second).get('paired', {}))}", flush=True)
+            for row in compare(out, first, second)["scores"]:
+                told = " and ".join(f"{system['score']:.2f} ± {system['interval']:.2f}" for system in row["systems"])
+                print(f"{first} and {second}: {row['name']} {told}, p = {row['p_value']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

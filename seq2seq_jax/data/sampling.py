@@ -223,7 +223,8 @@ class SubwordSampler:
                 rates[i - 1] = rate(i - 1)
             if i < len(rates):
                 rates[i] = rate(i)
-        return [self._ids[symbol] for symbol in symbols]
+        ids = [self._ids.get(symbol) for symbol in symbols]
+        return word if None in ids else [i for i in ids if i is not None]  # a model may not know a letter alone
 
 
 def _read_pieces(vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:

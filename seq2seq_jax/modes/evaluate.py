@@ -50,12 +50,7 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
         UserError: nothing was trained here, or with another model.
     """
     saved = load_config(folder.config)
-    check_resume(
-        config,
-        saved,
-        folder.config,
-        free=(*RESUMABLE, "data.", "clean.", "train.", "sequence.", "decode.", "evaluate."),
-    )
+    check_resume(config, saved, folder.config, free=(*RESUMABLE, *OF_TRAINING, "decode.", "evaluate."))
     if is_model_folder(folder.root):
         return _load_exported(config, folder)
     # The state has the shape that its own recipe gave it (optimizer, average), whatever is asked for now.

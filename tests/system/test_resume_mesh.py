@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from seq2seq_jax.config import RESUMABLE, default_config
+from seq2seq_jax.config import RESUMABLE, default_config, is_free
 from seq2seq_jax.data.pipeline import Ragged, TokenPairs, batches
 from seq2seq_jax.data.plan import make_plan
 from seq2seq_jax.experiment import make_training
@@ -89,4 +89,5 @@ def test_a_run_goes_on_elsewhere_as_it_would_have_gone_on(straight, pairs, paral
 
 
 def test_where_a_run_goes_on_is_free_but_what_its_batches_are_is_not():
-    assert "parallel.x".startswith(RESUMABLE) and not "data.rows_multiple".startswith(RESUMABLE)
+    assert is_free("parallel.x", RESUMABLE) and not is_free("data.rows_multiple", RESUMABLE)
+    assert is_free("train.patience", RESUMABLE) and not is_free("train.patience_metric", RESUMABLE)
