@@ -18,6 +18,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         model = seq2seq_jax.load("my_model")
         print(model.translate(["The cat sleeps."]))
 
+    A model of several target languages says them in `model.targets`, and takes one: `translate(..., target="fr")`.
+
     Raises:
         UserError: there is no model, or it is damaged.
     """

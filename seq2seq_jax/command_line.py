@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -21,13 +22,13 @@ OWN = {
     "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
     "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
     "mode": f"What to do: {', '.join(MODES)}.",
-    "input": "translate: lines to read. Default: standard input. compare: translations. score: PREFIX or .tsv.",
+    "input": "translate: lines to read (standard input). score: PREFIX or .tsv (data.test). compare: translations.",
     "output": "translate: file to write. Default: standard output. compare: HTML report. average, export: new folder.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
     "json": "What reports, reports one JSON object on standard output, nothing else.",
     "topology": "plan: a TPU slice by its shape in chips, such as v5p:4x4x8. Default: the devices at hand.",
     "init_from": "train: start from the parameters of another run (fine-tuning); says what was taken.",
-    "last": "average: the newest so many checkpoints. Default: 5.",
+    "last": "average: the newest so many checkpoints. Default: 5 (train with keep_last=5).",
     "best": "average: the best so many by dev score.",
     "steps": "average: the checkpoints of these steps, such as 8000,9000.",
     "format": "export: folder (weights as safetensors, vocabularies, card).",
@@ -36,7 +37,7 @@ OWN = {
     "against": "compare: another run, or another file of translations.",
     "reference": "compare: file of references, with --input.",
     "source": "compare: file of source sentences, with --input.",
-    "workers": "prepare: processes that tokenise. Default: one a core.",
+    "workers": "prepare: processes that tokenise. Default (0): one a core.",
     "fresh": "train: move an old run in the folder aside and start anew.",
     "debug": "Show the traceback of a user's error too.",
     "coordinator": "Several hosts: HOST:PORT of the first. Slurm and TPU pods need none of these.",
@@ -202,21 +203,29 @@ def _explain_unknown(name: str) -> str:
 
 def _explain(problem: str, argv: Sequence[str]) -> str:
     """Turns the words of absl and ml_collections into the command line's own."""
-    for arg in argv[1:]:
-        name = arg.partition("=")[0].removeprefix("--")
-        if name.startswith("config."):
-            key = name.removeprefix("config.")
-            defaults = flatten(default_config()) | flatten(default_config("lstm"))
-            if key not in defaults and _names(problem, key):
-                return _explain_unknown(name)
-            if key in defaults and _names(problem, key):
-                kind, value = type(defaults[key]).__name__, arg.partition("=")[2]
-                return f"--{name} must be of type {kind} (like {defaults[key]!r}), but is {value!r} instead."
+    given = [arg.removeprefix("--").partition("=") for arg in argv[1:] if arg.startswith("--config.")]
+    defaults = flatten(default_config()) | flatten(default_config("lstm"))
+    for name, _, _ in given:  # unknown keys first: the problem may only name a part of one
+        if name.removeprefix("config.") not in defaults:
+            return _explain_unknown(name)
+    for name, _, value in given:
+        default = defaults[name.removeprefix("config.")]
+        if not _fits(value, default):
+            return f"--{name} must be of type {type(default).__name__} (like {default!r}), but is {value!r} instead."
     return f"the command line: {problem}"
 
 
-def _names(problem: str, key: str) -> bool:
-    return any(part and part in problem for part in (key, key.rpartition(".")[2], key.partition(".")[0]))
+def _fits(value: str, default: Any) -> bool:
+    """Whether the text of a flag can be read as what the default is; of lists and the like anything may be."""
+    if isinstance(default, bool):
+        return value.lower() in ("", "true", "false", "t", "f", "0", "1", "yes", "no")
+    if not isinstance(default, int | float):
+        return True
+    try:
+        type(default)(value)
+    except ValueError:
+        return False
+    return True
 
 
 def find_root(given: flags.FlagValues, argv: Sequence[str]) -> Path:

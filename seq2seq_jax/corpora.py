@@ -17,7 +17,7 @@ from seq2seq_jax.data.mixture import Part, share_parts
 from seq2seq_jax.data.pipeline import Pairs, TokenPairs, join_pairs, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.prepare import read_held_out
-from seq2seq_jax.data.recipe import check_files, describe_content, refuse_other_recipe
+from seq2seq_jax.data.recipe import check_files, describe_content, find_files, refuse_other_recipe
 from seq2seq_jax.data.sampling import PairSampler
 from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
 from seq2seq_jax.data.spec import CorpusSpec, name_target, parse_corpora
@@ -75,7 +75,7 @@ def open_splits(
         dev, test = (_open_held_out(config, name, prepared.folder, prepared.index) for name in ("dev", "test"))
         return Splits(prepared, dev, test, (), _share_parts(config, specs, prepared.part_sizes))
     texts = [_read(config, "train", spec) for spec in specs]
-    wanted = {name: data[name] == "auto" and specs[0].name != "phrasebook" for name in ("dev", "test")}
+    wanted = {name: holds_out(config, name) for name in ("dev", "test")}
     held = None
     if any(wanted.values()):
         pairs = min(data.held_out_pairs, max(1, len(texts[0]) // 20))
@@ -122,7 +122,7 @@ def find_prepared(config: ConfigDict, root: Path, *, check: bool = True) -> Prep
     prepared = PreparedPairs.open(folder, check=check)
     known = {key: value for key, value in prepared.index.recipe.items() if key not in ("shard_pairs", "vocab_sha256")}
     refuse_other_recipe(folder, known, describe_prepared(config))
-    check_files(folder, prepared.index.files)
+    check_files(folder, prepared.index.files, find_files(list_specs(config, "train")))
     return prepared
 
 
@@ -138,8 +138,8 @@ def holds_out(config: ConfigDict, split: str) -> bool:
 
 
 def describe_prepared(config: ConfigDict) -> dict[str, Any]:
-    """What decides the content of a prepared corpus, but for files and vocabulary."""
-    return describe_content(
+    """What decides the content of a prepared corpus, but for the bytes of its files."""
+    content = describe_content(
         list_specs(config, "train"),
         CleanRules(**config.clean.to_dict()),
         phrasebook_pairs=config.data.phrasebook_pairs,
@@ -148,13 +148,38 @@ def describe_prepared(config: ConfigDict) -> dict[str, Any]:
         hold_test=holds_out(config, "test"),
         turned=config.data.reversed,
     )
+    return content | {"vocab": _describe_vocabs(config)}
+
+
+def takes_vocabulary(config: ConfigDict) -> bool:
+    """Whether the vocabulary is that of the run whose parameters are the start."""
+    return bool(config.train.init_from and config.vocab.from_init and not config.vocab.file)
+
+
+def _describe_vocabs(config: ConfigDict) -> dict[str, Any]:
+    """What decides the vocabularies but for the text; None for a digest of what is gone.
+
+    train.seed is not in it: SentencePiece reads all lines that it is given, so nothing is drawn.
+    """
+    if takes_vocabulary(config):
+        try:
+            return {"init_from": Vocabs.load(Folder(Path(config.train.init_from)).vocab).digest}
+        except UserError:
+            return {"init_from": None}
+    own = {key: value for key, value in config.vocab.to_dict().items() if key not in ("file", "from_init", "tags")}
+    if config.vocab.file:
+        own = {key: own[key] for key in ("kind", "joint", "normalization")}
+        own["file"] = [digest or None for digest in digest_files(config.vocab.file)]
+    return own | {"tags": ", ".join(list_tags(config))}
 
 
 def _open_held_out(config: ConfigDict, split: str, folder: Path, index: Index) -> ParallelText:
     """Dev or test of a run with a prepared corpus."""
     spec = list_specs(config, split)[0]
-    if split not in index.held_out:
+    if not holds_out(config, split):
         return _turn(config, [_read(config, split, spec)])[0]
+    if split not in index.held_out:
+        raise UserError(f"{folder}: no {split} sentences were held out of it; name a file in config.data.{split}.")
     text = read_held_out(folder, split, index)
     return _turn(config, [dataclasses.replace(text, tags=spec.tags, languages=(spec.source, spec.target))])[0]
 
@@ -163,7 +188,7 @@ def open_test(config: ConfigDict, folder: Path | None = None) -> ParallelText:
     """The test corpus alone, where it can be had without the others: so where the training corpus is in `folder`."""
     if folder is not None and is_complete(folder):
         return _open_held_out(config, "test", folder, Index.load(folder))
-    if config.data.test == "auto" and list_specs(config, "train")[0].name != "phrasebook":
+    if holds_out(config, "test"):
         return open_splits(config).test
     return _turn(config, [_read(config, "test", list_specs(config, "test")[0])])[0]
 
@@ -247,24 +272,31 @@ def obtain_vocabs(
     if isinstance(text, PreparedPairs):
         return _take_vocabs(folder, text, keep=keep)
     recipe = {**config.vocab.to_dict(), "seed": config.train.seed, "text": text.digest if text else ""}
-    taken = config.train.init_from if config.vocab.from_init and not config.vocab.file else ""
+    taken = config.train.init_from if takes_vocabulary(config) else ""
     recipe |= {"init_from": taken, "tags": list(list_tags(config)), "files": digest_files(config.vocab.file)}
     note = folder / "recipe.json"
-    found = (folder / "vocabs.json").exists()
-    if found and (keep or (note.exists() and json.loads(note.read_text()) == recipe)):
+    if (folder / "vocabs.json").exists() and (keep or _read_note(note) == recipe):
         return Vocabs.load(folder)
     if text is None or text.target is None:
         raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
     note.unlink(missing_ok=True)
     if taken:
+        if not Folder(Path(taken)).config.is_file():
+            raise UserError(f"--init_from={taken}: has no config.json: it is no run; name the folder of one.")
         vocabs = Vocabs.load(Folder(Path(taken)).vocab)
-        vocabs.save(folder)
-        write_json(note, recipe)
-        return vocabs
-    vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
+    else:
+        vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
     vocabs.save(folder)
     write_json(note, recipe)
     return vocabs
+
+
+def _read_note(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or damaged, which is no recipe."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _take_vocabs(folder: Path, prepared: PreparedPairs, *, keep: bool) -> Vocabs:

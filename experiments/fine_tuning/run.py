@@ -1,12 +1,13 @@
 """What another corpus, and training on the reward itself, are worth on Multi30k English to German.
 
-Five trainings of one model (`configs/gnmt.py:multi30k`), each resumable, and paired bootstrap tests between them:
+Six trainings of one model (`configs/gnmt.py:multi30k`), each resumable, and paired bootstrap tests between them:
 
     tatoeba        Tatoeba's short sentences, other than the test's; the start of `tuned`
     alone          Multi30k alone
     tuned          Multi30k from the parameters and vocabulary of `tatoeba`, the same steps as `alone`
-    likelihood     `tuned` and some more steps of likelihood: what `minimum_risk` is compared with
-    minimum_risk   `tuned` and as many steps of minimum risk training on sentence BLEU
+    long           Multi30k alone, 4,000 steps: the trained start of the next two
+    likelihood     600 more steps of likelihood: what `minimum_risk` is compared with
+    minimum_risk   600 more steps of minimum risk training on sentence BLEU, all else alike
 
     python experiments/fine_tuning/run.py --multi30k=DIR --tatoeba=FILE.tsv [--out=runs/fine_tuning] [--only=NAME,...]
 
@@ -22,8 +23,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-STEPS = {"tatoeba": 2000, "alone": 1000, "tuned": 1000, "likelihood": 400, "minimum_risk": 400}
-PAIRS = (("alone", "tuned"), ("tuned", "minimum_risk"), ("likelihood", "minimum_risk"))
+STEPS = {"tatoeba": 2000, "alone": 1000, "tuned": 1000, "long": 4000, "likelihood": 600, "minimum_risk": 600}
+PAIRS = (("alone", "tuned"), ("long", "minimum_risk"), ("likelihood", "minimum_risk"))
 
 
 def plan_stages(multi30k: Path, tatoeba: Path, out: Path) -> dict[str, list[str]]:
@@ -39,20 +40,36 @@ def plan_stages(multi30k: Path, tatoeba: Path, out: Path) -> dict[str, list[str]
     alone = [*here, "--config.train.decay_steps=1000", "--config.train.warmup_steps=200"]
     more = [
         *here,
-        f"--init_from={out}/tuned",
+        f"--init_from={out}/long",
         "--config.data.tokens_per_batch=1024",
-        "--config.train.learning_rate=0.0002",
+        "--config.data.max_shapes=4",
+        "--config.data.max_source_len=40",
+        "--config.data.max_target_len=40",
+        "--config.model.dropout=0.1",
+        "--config.train.learning_rate=0.0004",
         "--config.train.schedule=constant",
         "--config.train.warmup_steps=20",
+        "--config.train.save_every=100",
         "--config.train.evaluate_every=100",
+        "--config.evaluate.dev_sentences=0",
+    ]
+    risk = [
+        "--config.sequence.objective=minimum_risk",
+        "--config.sequence.reward=bleu",
+        "--config.sequence.proposals=nbest",
+        "--config.sequence.candidates=6",
+        "--config.sequence.sharpness=1.0",
+        "--config.sequence.reference=False",
+        "--config.sequence.likelihood=0.002",
     ]
     first = ["--config.train.decay_steps=2400", "--config.train.warmup_steps=200", "--config.model.dropout=0.2"]
     return {
         "tatoeba": [*common, f"--config.data.train={tatoeba}", *first],
         "alone": alone,
         "tuned": [*alone, f"--init_from={out}/tatoeba"],
+        "long": here,
         "likelihood": more,
-        "minimum_risk": [*more, "--config.sequence.objective=minimum_risk", "--config.sequence.reward=bleu"],
+        "minimum_risk": [*more, *risk],
     }
 
 

@@ -1,7 +1,7 @@
 """Leaves out bad training pairs: too long, unlike in length, copied, in another script or language, repeated.
 
     lines ── clean_pairs ──▶ a reason for each pair, 0 where it stays
-    lines ── hash_pairs ──▶ 64 bits for each pair ── mark_duplicates, over all corpora ──▶ the later ones
+    pairs that stay ── hash_pairs ──▶ 64 bits for each ── mark_duplicates, over all corpora ──▶ the later ones
 
 Everything but duplicates is judged pair by pair, so that a corpus of any size can be cleaned piece by piece.
 
@@ -53,7 +53,7 @@ class CleanRules:
         max_ratio: the longer side has more than so many times the characters of the shorter one, where a Han
             character counts 3, kana and Hangul 2 (`scripts.measure_lines`). Of Tatoeba in
             English and German 3 leaves out 0.013 %, 2 leaves out 0.6 %.
-        duplicates: the pair was there before, in this or an earlier corpus.
+        duplicates: the pair was there before, in this or an earlier corpus, and no other rule left it out there.
         copies: both sides are equal.
         letters: least share of the letters of a side that must be of its language's scripts.
         language: least probability that a side is in its language.
@@ -206,11 +206,14 @@ def clean_texts(
         for text, target, codes in zip(texts, targets, languages, strict=True)
     ]
     if rules.duplicates:
-        hashes = [hash_pairs(text.source, target) for text, target in zip(texts, targets, strict=True)]
-        again = np.split(mark_duplicates(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes])[:-1])
-        reasons = [
-            np.where((why == KEPT) & repeated, DUPLICATE, why) for why, repeated in zip(reasons, again, strict=True)
+        stay = [np.flatnonzero(why == KEPT) for why in reasons]
+        hashes = [
+            hash_pairs([text.source[i] for i in places.tolist()], [target[i] for i in places.tolist()])
+            for text, target, places in zip(texts, targets, stay, strict=True)
         ]
+        again = np.split(mark_duplicates(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes])[:-1])
+        for why, places, repeated in zip(reasons, stay, again, strict=True):
+            why[places[repeated]] = DUPLICATE
     sample, cleaned = DropSample(), []
     for text, target, why in zip(texts, targets, reasons, strict=True):
         sample.add(why, text.source, target, corpus=text.name)

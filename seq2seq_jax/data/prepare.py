@@ -8,8 +8,8 @@
 A finished shard stays: a preparation that was killed goes on after it. Several hosts share the work by the number of
 the shard; who finds all of them done writes the index.
 
-What is checked: a file's size and time of change, and its sha256 where these differ and it is known, that is, once
-the corpus is finished; the digest of every finished shard when a preparation goes on.
+What is checked: a file's size and time of change, and its sha256 where the time or the path differ and it is known,
+that is, once the corpus is finished; the digest of every finished shard when a preparation goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from seq2seq_jax.data.whole_file import write_whole
 from seq2seq_jax.data.worker_pool import Call, PoolProgress, WorkerPool
 from seq2seq_jax.errors import UserError
 
+_STAT = ("path", "size", "mtime_ns")
+
 
 def prepare(order: Order, content: dict[str, Any], obtain: Callable[[ParallelText | None], Vocabs]) -> Index | None:
     """Makes what is not there yet of a prepared corpus.
 
     Args:
         order: what to prepare.
-        content: what a training compares with its own config, see `recipe.describe_content`.
+        content: what a training compares with its own config, see `corpora.describe_prepared`.
         obtain: makes the vocabularies of sampled training text and leaves them in FOLDER/vocab; called with None
             where a shard shows that they are there already.
 
@@ -53,10 +55,11 @@ def prepare(order: Order, content: dict[str, Any], obtain: Callable[[ParallelTex
     recipe = {**content, "shard_pairs": order.shard_pairs}
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     with _claim(folder, order.host):
-        if is_complete(folder) and (index := _check_complete(order, recipe)) is not None:
-            return index
         files = [stat_file(path) for corpus in order.corpora for path in corpus.paths]
-        _begin(folder, recipe, files)
+        paths = [entry["path"] for entry in files]
+        if is_complete(folder) and (index := _check_complete(order, recipe, paths)) is not None:
+            return index
+        recipe = _begin(folder, recipe, files)
         _remove_leavings(order)
         with WorkerPool(order.workers, Work(folder, order.corpora, order.rules, order.turned)) as pool:
             findings = scan(order, hash_recipe(recipe), pool)
@@ -87,12 +90,12 @@ def _claim(folder: Path, host: int) -> Iterator[None]:
         yield
 
 
-def _check_complete(order: Order, recipe: dict[str, Any]) -> Index | None:
+def _check_complete(order: Order, recipe: dict[str, Any], paths: Sequence[str]) -> Index | None:
     """The index, if the corpus is finished, whole, and of this recipe; a damaged shard is to be made again."""
     folder, index = order.folder, Index.load(order.folder)
     known = {key: value for key, value in index.recipe.items() if key != "vocab_sha256"}
     refuse_other_recipe(folder, known, recipe)
-    check_files(folder, index.files)
+    check_files(folder, index.files, paths)
     problems = (find_damage(folder, number, shard) for number, shard in enumerate(index.shards))
     problem = next(filter(None, problems), "")
     if not problem:
@@ -102,15 +105,24 @@ def _check_complete(order: Order, recipe: dict[str, Any]) -> Index | None:
     return None
 
 
-def _begin(folder: Path, recipe: dict[str, Any], files: list[dict[str, Any]]) -> None:
-    """Writes down what is prepared here, or compares."""
+def _begin(folder: Path, recipe: dict[str, Any], files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes down what is prepared here, or compares; returns the recipe that it was begun with.
+
+    Raises:
+        UserError: it was begun with another one, or what was written down cannot be read.
+    """
     path = folder / "recipe.json"
-    if path.exists():
+    if not path.exists():
+        write_whole(path, json.dumps({"recipe": recipe, "files": files}, indent=1, ensure_ascii=False).encode())
+        return recipe
+    try:
         begun = json.loads(path.read_bytes())
-        refuse_other_recipe(folder, begun["recipe"], recipe)
-        check_files(folder, begun["files"])
-        return
-    write_whole(path, json.dumps({"recipe": recipe, "files": files}, indent=1, ensure_ascii=False).encode())
+        known, entries = dict(begun["recipe"]), [{key: entry[key] for key in _STAT} for entry in begun["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
+    refuse_other_recipe(folder, known, recipe)
+    check_files(folder, entries, [entry["path"] for entry in files])
+    return known  # files that have moved since must not change the digest of the recipe
 
 
 def _remove_leavings(order: Order) -> None:
@@ -165,14 +177,15 @@ class _Shards:
         path = shard_files(folder, number)[2]
         try:
             note = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+            made, shard = note["recipe_sha256"], _describe(note)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        if note.get("recipe_sha256") != self._recipe:
+        if made != self._recipe:
             raise UserError(
                 f"{path}: this shard was made with another vocabulary or config; remove the folder {folder}, or name "
                 "another one in config.data.prepared."
             )
-        problem = find_damage(folder, number, _describe(note), check)
+        problem = find_damage(folder, number, shard, check)
         if problem:
             self._order.tell(f"prepare: {problem}; it is made again")
         return None if problem else note

@@ -13,6 +13,7 @@ from typing import Any
 from seq2seq_jax.data.clean import CleanRules
 from seq2seq_jax.data.spec import CorpusSpec
 from seq2seq_jax.data.store import hash_file
+from seq2seq_jax.data.streams import find_corpus
 from seq2seq_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def describe_content(
     hold_test: bool,
     turned: bool,
 ) -> dict[str, Any]:
-    """The part of a recipe that a training compares with its own config; weights and vocabulary are not in it."""
+    """The part of a recipe that says what the text is; weights are not in it."""
     corpora = []
     for spec in specs:
         entry: dict[str, Any] = {"name": spec.name, "source": spec.source, "target": spec.target}
@@ -47,30 +48,57 @@ def stat_file(path: str) -> dict[str, Any]:
     return {"path": path, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
-def check_files(folder: Path, files: tuple[dict[str, Any], ...] | list[dict[str, Any]]) -> None:
-    """Refuses files that were changed since a corpus was prepared from them; one that is gone is fine.
+def find_files(specs: Sequence[CorpusSpec]) -> list[str]:
+    """Paths of the corpora's files as they are named now, in order; "" in place of those that are not there."""
+    paths: list[str] = []
+    for spec in specs:
+        if spec.name == "phrasebook" or spec.name.startswith("tfds:"):
+            continue
+        try:
+            paths += find_corpus(spec, phrasebook_pairs=0).paths
+        except UserError:
+            paths += [""] * (1 if spec.name.endswith((".tsv", ".tsv.gz")) else 2)
+    return paths
 
-    Size and time of change are compared; where they differ, the sha256 decides if it is known.
+
+def check_files(folder: Path, files: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
+    """Refuses files that are not what a corpus was prepared from; one that is gone is fine, for it is not needed.
+
+    The size is compared, and the sha256 unless path and time of change are the same as well. While it is not known
+    yet, which is until the corpus is finished, the time of change decides.
+
+    Args:
+        folder: of the prepared corpus.
+        files: it was prepared from, as `stat_file` says and with "sha256" where it is known.
+        paths: of the files that the config names now, in the same places (`find_files`); a folder may have moved.
 
     Raises:
         UserError: names the file.
     """
-    for known in files:
-        path = Path(known["path"])
-        if not path.exists():
+    for known, path in zip(files, paths, strict=False):  # of another number of files the recipe is another
+        if not path or not Path(path).exists():
             continue
-        now = stat_file(known["path"])
-        if now == {key: known[key] for key in now}:
-            continue
-        if now["size"] != known["size"] or not known.get("sha256") or hash_file(path) != known["sha256"]:
+        now, sha256 = stat_file(path), known.get("sha256")
+        same = now["size"] == known["size"]
+        if not sha256:
+            same = same and now["mtime_ns"] == known["mtime_ns"]
+        elif same and now != {key: known[key] for key in now}:
+            same = hash_file(Path(path)) == sha256
+        if not same:
+            fault = f"was changed since {folder} was prepared from it"
+            if path != known["path"]:
+                fault = f"is not the text of {known['path']}, which {folder} was prepared from"
             raise UserError(
-                f"{path}: was changed since {folder} was prepared from it ({known['size']} bytes then, {now['size']} "
-                "now); put it back, or remove that folder and run --mode=prepare again."
+                f"{path}: {fault} ({known['size']} bytes then, {now['size']} now); put it back, or remove that folder "
+                "and run --mode=prepare again."
             )
 
 
 def refuse_other_recipe(folder: Path, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Compares what decides the content of a corpus; of files the last part of the name counts.
+    """Compares what decides the content of a corpus.
+
+    Of files only the last part of the name counts here: `check_files` looks into them. What is None in `wanted` is
+    not known any more, as the digest of a file that is gone, and not compared.
 
     Raises:
         UserError: names every difference.
@@ -79,7 +107,7 @@ def refuse_other_recipe(folder: Path, known: dict[str, Any], wanted: dict[str, A
     differing = [
         f"{key} (there {then.get(key)!r}, now {now.get(key)!r})"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
+        if then.get(key) != now.get(key) and not (key in now and now[key] is None)
     ]
     if differing:
         raise UserError(

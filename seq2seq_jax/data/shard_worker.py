@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.data.clean import BLANK, DUPLICATE, KEPT, REASONS, CleanRules, DropSample, clean_pairs, hash_pairs
+from seq2seq_jax.data.clean import BLANK, KEPT, REASONS, CleanRules, DropSample, clean_pairs, hash_pairs
 from seq2seq_jax.data.sources import hash_sentences
 from seq2seq_jax.data.store import LONGEST, choose_dtype, hash_file, shard_files, write_tokens
 from seq2seq_jax.data.streams import Corpus, Piece, read_piece
@@ -53,11 +53,11 @@ class Marks:
     """What is known of a piece's pairs from having seen all corpora.
 
     Attributes:
-        again: `[count]` bool, bits packed: the pair was there before; None where that does not matter.
+        reasons: `[count]` int8: why each pair is left out, but for what is held out; None where nobody has judged yet.
         dev_border, test_border: hashes up to here are held out, of the first corpus; -1: none is.
     """
 
-    again: np.ndarray | None = None
+    reasons: np.ndarray | None = None
     dev_border: int = -1
     test_border: int = -1
 
@@ -69,13 +69,14 @@ class Marks:
 
 @dataclass(frozen=True)
 class Scanned:
-    """Hashes of a piece's pairs, `[count]` each; None where not asked for."""
+    """Hashes of a piece's pairs, and why each is left out, `[count]` each; None where not asked for."""
 
     number: int
     part: int
     blank: np.ndarray
     sentences: np.ndarray | None
     pairs: np.ndarray | None
+    reasons: np.ndarray | None
 
 
 def begin_worker(work: Work) -> None:
@@ -112,7 +113,9 @@ def _get_vocabs() -> Vocabs:
 
 def scan_piece(piece: Piece, sentences: bool, pairs: bool) -> Scanned:
     """Hashes by which sentences are held out (of the first corpus) and duplicates found."""
-    source, target = read_piece(piece, _get_work().corpora[piece.part])
+    work = _get_work()
+    corpus = work.corpora[piece.part]
+    source, target = read_piece(piece, corpus)
     blank = np.fromiter((not a.strip() or not b.strip() for a, b in zip(source, target, strict=True)), bool)
     return Scanned(
         piece.number,
@@ -120,6 +123,7 @@ def scan_piece(piece: Piece, sentences: bool, pairs: bool) -> Scanned:
         blank,
         hash_sentences(source) if sentences and piece.part == 0 else None,
         hash_pairs(source, target) if pairs else None,
+        clean_pairs(source, target, work.rules, corpus.spec.source, corpus.spec.target) if pairs else None,
     )
 
 
@@ -137,11 +141,12 @@ def _judge(piece: Piece, marks: Marks) -> tuple[list[str], list[str], np.ndarray
     work = _get_work()
     corpus = work.corpora[piece.part]
     source, target = read_piece(piece, corpus)
-    reasons = clean_pairs(source, target, work.rules, corpus.spec.source, corpus.spec.target)
+    if marks.reasons is not None:
+        reasons = marks.reasons.copy()
+    else:
+        reasons = clean_pairs(source, target, work.rules, corpus.spec.source, corpus.spec.target)
     if piece.part == 0 and marks.border >= 0:
         reasons[(reasons != BLANK) & (hash_sentences(source) <= marks.border)] = HELD_OUT
-    if marks.again is not None:
-        reasons[(reasons == KEPT) & np.unpackbits(marks.again, count=piece.count).astype(bool)] = DUPLICATE
     return source, target, reasons
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from seq2seq_jax.data.clean import CleanRules, mark_duplicates
+from seq2seq_jax.data.clean import DUPLICATE, KEPT, CleanRules, mark_duplicates
 from seq2seq_jax.data.shard_worker import Marks, Scanned, sample_piece, scan_piece
 from seq2seq_jax.data.sources import ParallelText, find_borders, make_text
 from seq2seq_jax.data.streams import Corpus, stream
@@ -55,36 +57,44 @@ class Order:
 
 @dataclass
 class Findings:
-    """What a scan of all corpora has found: the marks of every piece."""
+    """What a scan of all corpora has found: the marks of every piece.
+
+    Attributes:
+        dev_border, test_border: see `shard_worker.Marks`.
+        reasons: number of a piece → why its pairs are left out; none where duplicates stay.
+    """
 
     dev_border: int = -1
     test_border: int = -1
-    again: dict[int, np.ndarray] = field(default_factory=dict)
+    reasons: dict[int, np.ndarray] = field(default_factory=dict)
 
     def marks(self, number: int) -> Marks:
         """Those of one piece."""
-        return Marks(self.again.get(number), self.dev_border, self.test_border)
+        return Marks(self.reasons.get(number), self.dev_border, self.test_border)
 
     def save(self, path: Path, key: str) -> None:
         """Keeps them for a preparation that goes on; `key` says of what they are."""
         borders = np.array([str(self.dev_border), str(self.test_border)])
         part = path.with_name(f".{path.name}.part")
         with open(part, "wb") as file:
-            arrays = {str(number): bits for number, bits in self.again.items()}
+            arrays = {str(number): reasons for number, reasons in self.reasons.items()}
             np.savez(file, key=np.array(key), borders=borders, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path, key: str) -> Findings | None:
-        """What `save` kept under this key, or None."""
-        if not path.exists():
+        """What `save` kept under this key; None where there is nothing, or it is damaged: a scan makes it again."""
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+                if str(kept["key"]) != key:
+                    return None
+                reasons = {int(name): kept[name] for name in kept.files if name.isdigit()}
+                dev, test = (int(border) for border in kept["borders"])
+                return cls(dev, test, reasons)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
             return None
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["key"]) != key:
-                return None
-            again = {int(name): kept[name] for name in kept.files if name.isdigit()}
-            dev, test = (int(border) for border in kept["borders"])
-            return cls(dev, test, again)
 
 
 def scan(order: Order, key: str, pool: WorkerPool) -> Findings:
@@ -113,7 +123,7 @@ def scan(order: Order, key: str, pool: WorkerPool) -> Findings:
     in_order = [found[number] for number in sorted(found)]
     findings = _find_borders(order, in_order) if sentences else Findings()
     if pairs:
-        findings.again = _find_again(in_order, findings)
+        findings.reasons = _find_again(in_order, findings)
     findings.save(cache, key)
     return findings
 
@@ -133,22 +143,24 @@ def _find_borders(order: Order, pieces: list[Scanned]) -> Findings:
 
 
 def _find_again(pieces: list[Scanned], findings: Findings) -> dict[int, np.ndarray]:
-    """The pairs of each piece that were there before, bits packed; what is blank or held out does not count."""
+    """Why the pairs of each piece are left out; only those that are else kept count as duplicates, or as seen."""
     border = findings.marks(0).border
-    counted = []
-    for piece in pieces:
-        counts = ~piece.blank
+    judged = [
+        (piece, piece.pairs, piece.reasons.copy())
+        for piece in pieces
+        if piece.pairs is not None and piece.reasons is not None
+    ]
+    hashes, counted = [np.zeros(0, np.uint64)], []
+    for piece, pairs, reasons in judged:
+        counts = reasons == KEPT
         if piece.sentences is not None and border >= 0:
             counts &= piece.sentences > border
+        hashes.append(pairs[counts])
         counted.append(counts)
-    hashes = [piece.pairs[counts] for piece, counts in zip(pieces, counted, strict=True) if piece.pairs is not None]
     repeated = np.split(mark_duplicates(np.concatenate(hashes)), np.cumsum([len(part) for part in hashes])[:-1])
-    again = {}
-    for piece, counts, marks in zip(pieces, counted, repeated, strict=True):
-        of_piece = np.zeros(len(counts), bool)
-        of_piece[counts] = marks
-        again[piece.number] = np.packbits(of_piece)
-    return again
+    for (_, _, reasons), counts, marks in zip(judged, counted, repeated[1:], strict=True):
+        reasons[np.flatnonzero(counts)[marks]] = DUPLICATE
+    return {piece.number: reasons for piece, _, reasons in judged}
 
 
 def sample(order: Order, findings: Findings, pool: WorkerPool) -> ParallelText:

@@ -107,7 +107,7 @@ def _look_at_text(config: ConfigDict) -> Monolingual:
     if data.prepared not in ("auto", ""):
         raise UserError(
             f"config.data.prepared = {data.prepared!r}: one folder cannot be that of both directions; leave it 'auto', "
-            "which finds WORKDIR/reverse/prepared and WORKDIR/prepared."
+            "which finds WORKDIR/reverse/prepared; the last stage reads its corpora into memory."
         )
     cure = f"give text in {data.target!r}, a sentence a line: --config.data.monolingual=FILE"
     if not line:

@@ -177,7 +177,7 @@ def render(report: dict[str, Any]) -> str:
     for row in words["buckets"]:
         lines.append(f"  {row['label']:>8s} {_decimals(row['f1'])}   {row['words']:,} words")
     for name, rows in zip(names, report["differences"], strict=False):
-        lines.append(f"{name} is better in:")
+        lines += [f"{name} is better in:"] if rows else []
         for row in rows[:3]:
             lines.append(f"  {row['number']:,}. {row['reference']}")
             lines += [f"     {score:5.1f} {said}" for score, said in zip(row["chrf"], row["hypotheses"], strict=True)]

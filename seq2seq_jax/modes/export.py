@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import default_config, flatten
+from seq2seq_jax.corpora import holds_out
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import count_parameters, versions
 from seq2seq_jax.interfaces import PyTree
@@ -62,7 +63,7 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             target=config.data.target,
             parameters=count_parameters(chosen.state.averaged),
             step=chosen.step,
-            averaged=_averaged_steps(folder),
+            averaged=_averaged_steps(folder, chosen.step),
             licence=licence,
             corpora=_describe_corpora(config, folder),
             scores=_find_scores(folder, chosen.step),
@@ -97,7 +98,7 @@ def ship_config(config: ConfigDict) -> dict[str, Any]:
     kept = {name: config[name].to_dict() for name in SHIPPED}
     kept["vocab"]["file"] = ""
     data = config.data
-    of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and data.train == "phrasebook")
+    of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and not holds_out(config, "test"))
     test = "phrasebook" if of_phrasebook else data.test if data.test.startswith("tfds:") else ""
     named = {"source": data.source, "target": data.target, "target_tag": data.target_tag}
     kept["data"] = {**named, "train": "", "dev": "", "test": test}
@@ -105,31 +106,39 @@ def ship_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def _find_scores(folder: Folder, step: int) -> dict[str, Any]:
-    """The newest scores of this very step, or none."""
+    """The newest scores of this very step on the test set that the card names, or none."""
+    named = _read_corpora(folder).get("corpus_sha256", {}).get("test")
     found = [path for path in (folder.results, folder.evaluation / "results.json") if path.exists()]
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        scores = _read(path).get("test", {})
-        if scores.get("step") == step:
+        results = _read(path)
+        scores = results.get("test", {})
+        tested = results.get("test_sha256") or results.get("corpus_sha256", {}).get("test")
+        if named and tested == named and scores.get("step") == step:
             return scores
     return {}
 
 
 def _describe_corpora(config: ConfigDict, folder: Folder) -> list[dict[str, Any]]:
     """Name, size and digest of the three corpora, as far as the run's results.json tells."""
-    results = _read(folder.results) or _read(folder.root / "average.json").get("corpora", {})
+    results = _read_corpora(folder)
     digests, pairs = results.get("corpus_sha256", {}), results.get("corpus_pairs", {})
     if not digests:
         return []
-    automatic = "phrasebook" if config.data.train == "phrasebook" else "held out of train"
     return [
         {
             "role": role,
-            "name": automatic if config.data[role] == "auto" else _shorten(config.data[role]),
+            "name": _name_corpus(config, role),
             "sha256": digests.get(role),
             "pairs": pairs.get(role),
         }
         for role in ("train", "dev", "test")
     ]
+
+
+def _name_corpus(config: ConfigDict, role: str) -> str:
+    if config.data[role] != "auto":
+        return _shorten(config.data[role])
+    return "held out of train" if holds_out(config, role) else "phrasebook"
 
 
 def _shorten(spec: str) -> str:
@@ -149,8 +158,15 @@ def _changed_keys(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _averaged_steps(folder: Folder) -> list[int]:
-    return [source["step"] for source in _read(folder.root / "average.json").get("sources", [])]
+def _averaged_steps(folder: Folder, step: int) -> list[int]:
+    """Steps of the checkpoints whose mean that of `step` is; none where it was trained on from the mean."""
+    note = _read(folder.root / "average.json")
+    return [source["step"] for source in note.get("sources", [])] if note.get("step") == step else []
+
+
+def _read_corpora(folder: Folder) -> dict[str, Any]:
+    """What is known of the corpora of the training: `corpus_sha256` and `corpus_pairs`, of each by its part."""
+    return _read(folder.results) or _read(folder.root / "average.json").get("corpora", {})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,60 @@ def _plan_train(training: Training, hardware: Hardware, shape: tuple[int, int, i
         "optimizer": count_bytes_per_device((state.opt_state, state.ema)),
         "batch": count_bytes_per_device(batch),
     }
-    report = _compile("train step", training, hardware, held, effort, lambda: training.train_step().lower(state, batch))
+    batches, objective = training.config.train.accumulate, training.config.sequence.objective
+    if batches > 1:
+        report = _plan_accumulated(training, hardware, (state, batch), held, effort)
+    else:
+        step_of = training.train_step
+        report = _compile("train step", training, hardware, held, effort, lambda: step_of().lower(state, batch))
+    report |= {"batches": batches, "left_out": ""}
+    if objective != "none":
+        report["left_out"] = f"the program that proposes candidates (config.sequence.objective={objective})"
     if "seconds" in report:
-        step, slots = report["seconds"]["step"], rows * (source_len + target_len)
-        useful = training.step_flops({"source_tokens": rows * source_len, "target_tokens": rows * target_len})
+        step, slots = report["seconds"]["step"], batches * rows * (source_len + target_len)
+        useful = batches * training.step_flops({"source_tokens": rows * source_len, "target_tokens": rows * target_len})
         report["tokens_per_second"] = slots / step
         report["tokens_per_device_hour"] = slots / step * 3600 / training.mesh.size
         report["mfu"] = useful / step / hardware.peak_flops / training.mesh.size
         report["mfu_overlapped"] = useful / report["seconds"]["overlapped"] / hardware.peak_flops / training.mesh.size
+    return report
+
+
+def _plan_accumulated(
+    training: Training, hardware: Hardware, given: tuple[Any, Any], held: dict[str, float], effort: float
+) -> dict[str, Any]:
+    """An update from `train.accumulate` batches: the program that adds one of them, and the one that updates.
+
+    Work and time are those of all its batches and the update; memory is that of the program that needs more, with
+    what rests on the device meanwhile: the optimizer's state while batches are added, and all batches of the group.
+    """
+    (state, batch), count = given, training.config.train.accumulate
+    zeros: Any
+    zeros, add, update = training.accumulated_step()
+    total = zeros.lower().out_info
+    sums = {"parameters": held["parameters"], "gradients": count_bytes_per_device(total)}
+    adding, updating = {**sums, "batch": held["batch"]}, {**sums, "optimizer": held["optimizer"]}
+    rests = {"optimizer": held["optimizer"], "waiting batches": (count - 1) * held["batch"]}
+    parts = []
+    for what, needs, beside, lower in (
+        ("gradient", adding, rests, lambda: add.lower(total, state.params, state.step, state.step, batch)),
+        ("update", updating, {"waiting batches": count * held["batch"]}, lambda: update.lower(state, total)),
+    ):
+        parts.append(_compile(what, training, hardware, needs, effort, lower, beside))
+        if "seconds" not in parts[-1]:  # the compiler ran out of memory
+            return parts[-1]
+    of_batch, of_update = parts
+    report = dict(max(parts, key=lambda part: part["memory"]["total"]))
+    report["compile_seconds"] = sum(part["compile_seconds"] for part in parts)
+    for key in ("flops", "bytes_moved", "loop_iterations"):
+        report[key] = count * of_batch[key] + of_update[key]
+    report["unbounded_loops"] = of_batch["unbounded_loops"] + of_update["unbounded_loops"]
+    scaled = ("calls", "bytes", "seconds")
+    lines = [line | {key: count * line[key] for key in scaled} for line in of_batch["collectives"]]
+    report["collectives"] = [*lines, *of_update["collectives"]]
+    took = of_update["seconds"]
+    report["seconds"] = {key: count * value + took[key] for key, value in of_batch["seconds"].items()}
+    report["binds"] = of_batch["binds"]
     return report
 
 
@@ -180,8 +226,18 @@ def _compile(
     held: dict[str, float],
     effort: float,
     lower: Callable[[], Any],
+    beside: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Compiles one program and reads it; says so, because it takes a while."""
+    """Compiles one program and reads it; says so, because it takes a while.
+
+    Args:
+        what: its name.
+        training, hardware, effort: see `plan`.
+        held: name → bytes of what the program is given.
+        lower: makes what is compiled.
+        beside: name → bytes of what is on the device meanwhile and is not the program's.
+    """
+    beside = beside or {}
     mesh = training.mesh
     say(f"compiling the {what} for {mesh.size:,} x {mesh.devices.flat[0].device_kind} ...")
     start = time.perf_counter()
@@ -191,10 +247,13 @@ def _compile(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).split("\n")[0].partition("Ran out of memory")[2].split(". HLO")[0].rstrip(".")
-        return {"memory": held, "cure": _tell_cure(training, hardware, held, f"the compiler ran out of memory{reason}")}
+        memory = {**held, **beside}
+        problem = f"the compiler ran out of memory{reason}"
+        return {"memory": memory, "cure": _tell_cure(training, hardware, memory, problem)}
     seconds = time.perf_counter() - start
     found = analyse(compiled, mesh, hardware)
     report = {"compile_seconds": seconds, **_describe(found, held)}
+    report["memory"] |= {**beside, "total": report["memory"]["total"] + sum(beside.values())}
     total = report["memory"]["total"]
     report["memory"]["free"] = hardware.memory - total
     fits = total <= hardware.memory
@@ -291,7 +350,7 @@ def _render_program(title: str, part: dict[str, Any], hardware: dict[str, Any]) 
     )
     if "seconds" not in part:
         return [f"{title}, on each device: {memory}", f"  {part['cure']}"]
-    shape = ""
+    shape = f" of {part['batches']:,} batches" if part.get("batches", 1) > 1 else ""
     if "rows" in part:
         shape = f" ({part['rows']:,} sentences, beam {part['beam_size']}, at most {part['max_len']} tokens)"
     lines = [
@@ -300,6 +359,8 @@ def _render_program(title: str, part: dict[str, Any], hardware: dict[str, Any]) 
         f"  work       {part['flops']:.4g} flops, {_bytes(part['bytes_moved'])} moved, "
         f"{part['loop_iterations']:,.0f} iterations of loops",
     ]
+    if part.get("left_out"):
+        lines.append(f"  left out   {part['left_out']}: neither its memory nor its time is in this plan")
     lines += [f"  not known  how often this loop runs, counted once: {name}" for name in part["unbounded_loops"]]
     lines += [
         f"  collective {line['kind']} over {line['axis']}: {line['calls']:,.0f} calls, {_bytes(line['bytes'])}, "

@@ -12,7 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import with_absolute_prefixes
-from seq2seq_jax.corpora import describe_prepared, holds_out, list_specs, obtain_vocabs, prepared_folder
+from seq2seq_jax.corpora import (
+    describe_prepared,
+    holds_out,
+    list_specs,
+    obtain_vocabs,
+    prepared_folder,
+    takes_vocabulary,
+)
 from seq2seq_jax.data.clean import CleanRules
 from seq2seq_jax.data.prepare import prepare as prepare_corpora
 from seq2seq_jax.data.sources import ParallelText
@@ -57,7 +64,7 @@ def prepare(config: ConfigDict, root: Path, *, workers: int, host: int = 0, host
         hold_dev=holds_out(config, "dev"),
         hold_test=holds_out(config, "test"),
         turned=data.reversed,
-        needs_sample=not (config.vocab.file or config.vocab.kind == "byte" or _takes_vocabulary(config)),
+        needs_sample=not (config.vocab.file or config.vocab.kind == "byte" or takes_vocabulary(config)),
         shard_pairs=data.shard_pairs,
         workers=workers or count_cores(),
         host=host,
@@ -87,11 +94,6 @@ def prepare(config: ConfigDict, root: Path, *, workers: int, host: int = 0, host
         "sha256": index.digest,
         "vocab_sha256": index.vocab_sha256,
     }
-
-
-def _takes_vocabulary(config: ConfigDict) -> bool:
-    """Whether the vocabulary is that of the run whose parameters are the start."""
-    return bool(config.train.init_from and config.vocab.from_init)
 
 
 def count_cores() -> int:

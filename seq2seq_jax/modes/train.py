@@ -34,6 +34,7 @@ from seq2seq_jax.experiment import (
     build,
     count_parameters,
     hash_parameters,
+    make_model,
     versions,
 )
 from seq2seq_jax.modes.dev_scores import make_dev_evaluation
@@ -140,8 +141,10 @@ def _check_extras(config: ConfigDict) -> None:
     """Refuses at once what would only be noticed later.
 
     Raises:
-        UserError: there are not these steps to profile, or a package is missing.
+        UserError: the model's sizes contradict each other, there are not these steps to profile, or a package is
+            missing.
     """
+    make_model(config, 8, 8)
     try:
         parse_profile_steps(config.train.profile_steps, config.train.steps)
     except ValueError as error:
@@ -184,6 +187,8 @@ def _begin(experiment: Experiment, root: Path) -> TrainState:
     """The state before the first step, from another run's parameters where the config names one."""
     state, source = experiment.training.init(), experiment.config.train.init_from
     if not source:
+        if experiment.training.objective is not None:
+            warn("config.sequence.objective from a fresh start: its candidates will be noise; give --init_from=RUN")
         return state
     state, taken = warm_start(experiment, state, Path(source))
     say(taken.describe())

@@ -91,7 +91,7 @@ python -m seq2seq_jax.main --workdir={facts.name} --mode=translate < input.txt >
 
 def _tell_scores(facts: CardFacts) -> str:
     if not facts.scores:
-        return "## Scores\n\nUnknown: this model was not evaluated before it was exported."
+        return "## Scores\n\nUnknown: it was not evaluated on the test set of its training before it was exported."
     scores = facts.scores
     rows = [
         f"| {title} | {scores[key]:.2f} | `{_cell(scores[key + '_signature'])}` |"

@@ -200,7 +200,8 @@ class Checkpoints:
         self.wait()
         steps = agree_on(self.steps())
         if step is not None and step not in steps:
-            raise UserError(f"{self.directory} has no checkpoint of step {step}; it has {steps or 'none'}")
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.directory} has no checkpoint of step {step}; it has those of {there}.")
         quarantine = self.directory / QUARANTINE
         reasons = [f"{path.name} is in {QUARANTINE}" for path in sorted(quarantine.glob("*"))]
         if not steps and not reasons:

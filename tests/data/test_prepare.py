@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import pytest
 from seq2seq_jax.data.clean import CleanRules, clean_texts
 from seq2seq_jax.data.pipeline import join_pairs, tokenise
 from seq2seq_jax.data.prepare import prepare, read_held_out
-from seq2seq_jax.data.recipe import describe_content
+from seq2seq_jax.data.recipe import describe_content, find_files
 from seq2seq_jax.data.sources import drop_blank, hold_out, make_text, read_parallel
 from seq2seq_jax.data.spec import CorpusSpec
 from seq2seq_jax.data.store import PreparedPairs, shard_files
 from seq2seq_jax.data.streams import LineFile, find_corpus, read_piece, stream
-from seq2seq_jax.data.survey import Order
+from seq2seq_jax.data.survey import Findings, Order
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.errors import UserError
@@ -216,6 +217,63 @@ def test_a_changed_file_is_noticed(texts, tmp_path, finished):
     os.utime(path, ns=(0, 0))
     with pytest.raises(UserError, match=r"b\.tsv: was changed"):
         run(order)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_files_may_move_and_their_bytes_decide(texts, tmp_path, finished):
+    """Also where a corpus of the same name, size and languages lies in another folder."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    shutil.copytree(texts, first)
+    order = make_order(first, tmp_path / "prepared")
+    digest = run(order).digest
+    if not finished:
+        (order.folder / "index.json").unlink()
+        shard_files(order.folder, 3)[2].unlink()
+    shutil.copytree(first, second)  # keeps the times of change, as far as the system has them
+    moved = make_order(second, order.folder)
+    assert run(moved).digest == digest
+    data = (second / "a.en").read_bytes()
+    (second / "a.en").write_bytes(data.replace(b"a", b"b", 1))
+    with pytest.raises(UserError, match=r"2/a\.en: is not the text of .*1/a\.en" if finished else r"2/a\.en: "):
+        run(moved)
+    assert find_files([corpus.spec for corpus in order.corpora]) == [path for c in order.corpora for path in c.paths]
+    (second / "a.en").unlink()
+    (second / "b.tsv").unlink()
+    assert find_files([corpus.spec for corpus in moved.corpora]) == ["", "", ""]
+
+
+def test_damaged_notes_are_told_or_made_again(texts, tmp_path, prepared):
+    order = make_order(texts, tmp_path / "prepared")
+    run(order)
+    for path in (order.folder / "index.json", shard_files(order.folder, 1)[2]):
+        path.unlink()
+    scan, recipe = order.folder / "scan-0.npz", order.folder / "recipe.json"
+    for damaged in (scan.read_bytes()[:200], b"", b"PK"):
+        scan.write_bytes(damaged)
+        assert Findings.load(scan, "key") is None
+    assert run(order).digest == prepared[1].digest
+    (order.folder / "index.json").unlink()
+    recipe.write_bytes(recipe.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"recipe\.json: cannot be read .*remove"):
+        run(order)
+
+
+@pytest.mark.parametrize("pairs", [1, 70])
+def test_only_pairs_that_stay_count_as_seen(texts, tmp_path, pairs):
+    """A pair that was too long with its blanks is no reason to drop the same one without them."""
+    lines = [f"{word} and so on" for word in ("one", "two", "three", "four", "five")]
+    long = [line.replace(" ", " " * 20) for line in lines[:2]]
+    for name, source in (("a", [*long, *lines[1:]]), ("b", [*lines, lines[0]])):
+        (tmp_path / f"{name}.tsv").write_text("".join(f"{line}\t{line.upper()}\n" for line in source))
+    specs = [CorpusSpec(str(tmp_path / f"{name}.tsv"), "en", "de") for name in "ab"]
+    corpora = tuple(find_corpus(spec, phrasebook_pairs=0) for spec in specs)
+    order = make_order(texts, tmp_path / "prepared", corpora=corpora, hold_dev=False, hold_test=False)
+    order = dataclasses.replace(order, shard_pairs=pairs)
+    index = run(order)
+    whole = [drop_blank(read_parallel(spec.name, source="en", target="de")) for spec in specs]
+    kept = clean_texts(whole, order.rules, [("en", "de")] * 2)
+    assert [text.source for text in kept] == [lines[1:], lines[:1]]
+    assert [part.pairs for part in index.parts] == [4, 1] and index.left_out == {"too long": 2, "duplicate": 5}
 
 
 def test_turned_corpora_have_their_sides_changed(texts, tmp_path):

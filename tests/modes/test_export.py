@@ -15,8 +15,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import seq2seq_jax
+from seq2seq_jax.config import default_config
+from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import build
 from seq2seq_jax.main import main
+from seq2seq_jax.modes import export as exports
+from seq2seq_jax.serve.model_folder import write_model
+from seq2seq_jax.workdir import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ["one red cat", "", "two two blue cat four", "  ", "nobody knows these words", "three"]
@@ -178,3 +184,76 @@ def test_an_export_that_fails_leaves_nothing(tiny_run, tmp_path, capsys):
     assert call(f"--workdir={empty}", "--mode=export", f"--output={tmp_path / 'c'}") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "run"]
     assert capsys.readouterr().err.count("seq2seq_jax: error:") == 3
+
+
+def test_scores_of_another_test_set_are_not_taken_for_those_of_the_card_s(tmp_path):
+    folder = Folder(tmp_path)
+    folder.evaluation.mkdir()
+    scores = {"step": 8, "bleu": 20.0}
+    evaluated = {"test": scores, "test_sha256": "other"}
+    trained = {"test": {"step": 4, "bleu": 10.0}, "corpus_sha256": {"test": "own"}}
+    folder.results.write_text(json.dumps(trained))
+    (folder.evaluation / "results.json").write_text(json.dumps(evaluated))
+    assert exports._find_scores(folder, 8) == {}
+    assert exports._find_scores(folder, 4) == trained["test"]
+    (folder.evaluation / "results.json").write_text(json.dumps({**evaluated, "test_sha256": "own"}))
+    assert exports._find_scores(folder, 8) == scores
+
+
+def test_a_model_trained_on_from_a_mean_is_none_itself(tmp_path):
+    note = {"sources": [{"step": 4}, {"step": 6}], "step": 6}
+    (tmp_path / "average.json").write_text(json.dumps(note))
+    assert exports._averaged_steps(Folder(tmp_path), 6) == [4, 6]
+    assert exports._averaged_steps(Folder(tmp_path), 10) == []
+
+
+def test_the_phrasebook_is_known_as_such_in_a_mixture(tmp_path):
+    config, folder = default_config("gnmt"), Folder(tmp_path)
+    folder.results.write_text(json.dumps({"corpus_sha256": {"train": "a", "dev": "b", "test": "c"}}))
+    config.data.update(dev="auto", test="auto")
+    for train, name, shipped in (
+        ("phrasebook, other?weight=2", "phrasebook", "phrasebook"),
+        ("other?weight=2, phrasebook", "held out of train", ""),
+    ):
+        config.data.train = train
+        assert [corpus["name"] for corpus in exports._describe_corpora(config, folder)][1:] == [name, name]
+        assert exports.ship_config(config)["data"]["test"] == shipped
+
+
+def test_a_multilingual_model_translates_to_the_language_asked_for(tmp_path):
+    config = default_config("lstm")
+    config.data.update(target_tag=True)
+    config.model.update(features=8, layers=1)
+    config.decode.update(rows=8, beam_size=2, length_factor=1.0, length_extra=2)
+    config.parallel.data = 1
+    vocabs = train_vocabs(LINES, LINES, joint=True, kind="word", size=40, tags=("2de", "2fr", "bt"))
+    experiment = build(config, vocabs)
+    params = experiment.training.init().params
+    shipped = exports.ship_config(config)
+    write_model(
+        tmp_path, config=shipped, vocabs=vocabs, tensors=exports.name_tensors(params), metadata={"step": "1"}, card=""
+    )
+    model, line = seq2seq_jax.load(tmp_path), LINES[0]
+    assert model.targets == ("de", "fr")
+    found = {}
+    for tags, given in ((["2de"], {}), (["2fr"], {"target": "fr"}), (["2fr", "bt"], {"target": "fr", "tags": ["bt"]})):
+        (wanted,) = experiment.translator(tags=tags).translate(params, [line])
+        assert model.translate(line, **given) == [wanted.text]
+        (candidates,) = model.translate_nbest(line, 1, **given)
+        assert candidates[0].log_prob == pytest.approx(wanted.candidates[0].log_prob)
+        found[tuple(tags)] = candidates[0].log_prob
+    assert len(set(found.values())) == 3, "each tag must reach the model"
+    assert model.translate(line, target="de") == model.translate(line)
+    for given, rule in (({"target": "es"}, "one of de, fr, but is 'es'"), ({"tags": ["xy"]}, "has no tag <xy>")):
+        with pytest.raises(UserError, match=rule):
+            model.translate(line, **given)
+
+
+def test_a_model_of_one_language_takes_no_other_and_no_beam_of_nothing(exported):
+    model = seq2seq_jax.load(exported)
+    assert model.targets == ("de",)
+    for given in ({"target": "fr"}, {"beam_size": 0}, {"tags": "bt"}):
+        with pytest.raises(UserError, match=f"{next(iter(given))} must be"):
+            model.translate("one", **given)
+    with pytest.raises(UserError, match="beam_size must be at least 1"):
+        model.translate_nbest("one", 1, beam_size=0)

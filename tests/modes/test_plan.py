@@ -161,3 +161,30 @@ def test_a_plan_for_a_slice_that_is_not_there() -> None:
     assert {line["axis"] for line in report["train"]["collectives"]} <= {"data", "stage", "data+stage"}
     assert report["train"]["seconds"]["compiler"] > 0
     assert "197 TFLOP/s" in plans.render(report)
+
+
+def test_the_plan_of_an_update_from_several_batches_is_of_the_programs_that_run() -> None:
+    config = small_config()
+    config.parallel.update(data=1, fsdp=8)
+    config.data.rows_multiple = 8
+    one = plans.plan(config, NOWHERE, programs=("train",))["train"]
+    config.train.accumulate = 3
+    report = plans.plan(config, NOWHERE, programs=("train",))
+    found, memory = report["train"], report["train"]["memory"]
+    assert found["flops"] == pytest.approx(3 * one["flops"], rel=0.02)
+    assert 2 * one["seconds"]["step"] < found["seconds"]["step"] < 4 * one["seconds"]["step"]
+    assert found["tokens_per_second"] == pytest.approx(3 * report["batch"]["slots"] / found["seconds"]["step"])
+    for name in ("parameters", "optimizer"):
+        assert memory[name] == pytest.approx(one["memory"][name])
+    # The sum of the gradients is held in the parameters' own shards, beside the state.
+    assert memory["gradients"] == pytest.approx(memory["parameters"], rel=0.01)
+    assert memory["total"] > one["memory"]["total"]
+    text = plans.render(report)
+    assert "train step of 3 batches, on each device" in text and "left out" not in text
+
+
+def test_a_plan_says_that_it_leaves_out_the_proposals_of_a_sequence_objective() -> None:
+    config = small_config()
+    config.sequence.objective = "minimum_risk"
+    text = plans.render(plans.plan(config, NOWHERE, programs=("train",)))
+    assert "left out   the program that proposes candidates (config.sequence.objective=minimum_risk)" in text

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,87 @@ def test_another_vocabulary_is_refused(prepared, texts, tmp_path):
     in_memory = make_config(texts, vocab_size=10, data_prepared="")
     obtain_vocabs(config, tmp_path, open_splits(in_memory).train)
     with pytest.raises(UserError, match="another vocabulary"):
-        obtain_vocabs(config, tmp_path, find_prepared(config, prepared), keep=True)
+        obtain_vocabs(config, tmp_path, find_prepared(make_config(texts), prepared), keep=True)
+
+
+def test_a_test_set_that_is_named_is_read_and_not_the_held_out_one(prepared, texts):
+    named = open_test(make_config(texts, data_test=str(texts / "talks")), prepared / "prepared")
+    assert named.source == (texts / "talks.en").read_text().split("\n")
+
+
+def test_what_was_not_held_out_is_not_made_up(texts, tmp_path):
+    prepare(make_config(texts, data_test=str(texts / "talks")), tmp_path, workers=1)
+    with pytest.raises(UserError, match="no test sentences were held out"):
+        open_test(make_config(texts), tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vocab_kind": "byte"}, r"vocab\.kind \(there 'char', now 'byte'\)"),
+        ({"vocab_size": 50}, r"vocab\.size \(there 60, now 50\)"),
+        ({"vocab_tags": "more"}, r"vocab\.tags \(there 'x, bt', now 'x, bt, more'\)"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_vocabulary_config_is_refused(prepared, texts, tmp_path, change, told, finished):
+    config, root = make_config(texts, **change), tmp_path / "run"
+    shutil.copytree(prepared, root)
+    if finished:
+        with pytest.raises(UserError, match=told):
+            find_prepared(config, root)
+    else:
+        (root / "prepared" / "index.json").unlink()
+    with pytest.raises(UserError, match=told):
+        prepare(config, root, workers=1)
+
+
+def test_a_vocabulary_of_files_is_known_by_its_content(prepared, texts, tmp_path):
+    words, moved = tmp_path / "a.txt", tmp_path / "b.txt"
+    words.write_text("\n".join("abcdefABCDEF"))
+    prepare(make_config(texts, vocab_file=str(words)), tmp_path, workers=1)
+    words.rename(moved)
+    assert find_prepared(make_config(texts, vocab_file=str(moved)), tmp_path)
+    assert find_prepared(make_config(texts, vocab_file=str(words)), tmp_path)  # gone: nothing to compare
+    moved.write_text("\n".join("abcdef"))
+    with pytest.raises(UserError, match=r"vocab\.file\.0"):
+        find_prepared(make_config(texts, vocab_file=str(moved)), tmp_path)
+
+
+def test_the_vocabulary_of_the_run_to_start_from_is_compared(prepared, texts, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(prepared / "prepared" / "vocab", start / "vocab")
+    (start / "config.json").write_text("{}")
+    config = make_config(texts, train_init_from=str(start))
+    prepare(config, tmp_path, workers=1)
+    assert find_prepared(config, tmp_path)
+    with pytest.raises(UserError, match=r"vocab\.init_from"):
+        find_prepared(make_config(texts), tmp_path)
+
+
+def test_another_text_of_the_same_name_is_refused(prepared, texts, tmp_path):
+    shutil.copytree(texts, tmp_path / "texts")
+    config = make_config(tmp_path / "texts")
+    assert find_prepared(config, prepared)  # the same bytes in another folder
+    path = tmp_path / "texts" / "talks.de"
+    path.write_text(path.read_text().replace("A", "B", 1))
+    with pytest.raises(UserError, match=r"texts/talks\.de: is not the text of"):
+        find_prepared(config, prepared)
+    shutil.rmtree(tmp_path / "texts")
+    assert find_prepared(config, prepared)  # gone: the names are the same
+
+
+def test_seeds_share_a_prepared_corpus(prepared, texts):
+    assert find_prepared(make_config(texts, train_seed=5), prepared)
+
+
+def test_a_torn_recipe_of_the_vocabulary_counts_as_another(prepared, texts, tmp_path):
+    config = make_config(texts, data_prepared="")
+    text = open_splits(config).train
+    digest = obtain_vocabs(config, tmp_path, text).digest
+    (tmp_path / "recipe.json").write_bytes(b'{"kind": "ch')
+    assert obtain_vocabs(config, tmp_path, text, keep=False).digest == digest
+    assert json.loads((tmp_path / "recipe.json").read_bytes())["kind"] == "char"
 
 
 @pytest.mark.slow
