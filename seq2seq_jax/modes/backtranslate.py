@@ -95,6 +95,7 @@ def backtranslate(config: ConfigDict, root: Path, *, reverse: str | None = None)
     counts = _translate_text(config, text, source, root)
     told = ", ".join(f"{counts[reason]} {reason}" for reason in (KEPT, *REASONS))
     config.data.train = f"{config.data.train}, {root / SYNTHETIC}?{text.options}"
+    config.data.prepared = ""  # one that was prepared before lacks what has just been translated
     say(f"3 of 3: training {config.data.source}-{config.data.target} on {config.data.train}")
     results = train(config, root)
     say(f"{text.path}: {text.count} lines translated by {source} ({told})")
