@@ -24,7 +24,7 @@ from seq2seq_jax.data.sources import hash_sentences
 from seq2seq_jax.data.store import LONGEST, choose_dtype, hash_file, shard_files, write_tokens
 from seq2seq_jax.data.streams import Corpus, Piece, read_piece
 from seq2seq_jax.data.vocab import EOS_ID, Vocabs
-from seq2seq_jax.data.whole_file import write_whole
+from seq2seq_jax.data.whole_file import flush, write_whole
 
 _PAIRS_AT_ONCE = 10_000  # encoded together; a whole shard of small arrays would take several times its size
 HELD_OUT, TOKENS = len(REASONS), len(REASONS) + 1
@@ -222,18 +222,10 @@ def _write(folder: Path, number: int, flat: np.ndarray, lengths: np.ndarray) -> 
             np.save(file, lengths.astype(np.uint16), allow_pickle=False)
         digests = [hash_file(path) for path in beside]
         for path, name in zip(beside, (tokens, table), strict=True):
-            _flush(path)
+            flush(path)
             os.replace(path, name)
     finally:
         for path in beside:
             path.unlink(missing_ok=True)
     size = tokens.stat().st_size
     return {"pairs": lengths.shape[1], "bytes": size, "sha256": digests[0], "lengths_sha256": digests[1]}
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from seq2seq_jax.data.whole_file import flush
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.train.writers import read_umask
 
 
 @contextlib.contextmanager
@@ -34,20 +35,14 @@ def make_folder(output: str | None) -> Iterator[Path]:
         raise UserError(f"--output={output}: cannot be written ({error.strerror}); choose another place.") from error
     try:
         yield part
-        _sync(part, mask=_umask())
+        _sync(part, mask=read_umask())
         if goal.exists():  # it came while we were writing; a rename would replace an empty folder
             raise UserError(f"--output={output}: somebody else made this folder meanwhile; name a new one.")
         part.rename(goal)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    _sync_one(goal.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    flush(goal.parent)
 
 
 def _sync(folder: Path, *, mask: int) -> None:
@@ -57,12 +52,4 @@ def _sync(folder: Path, *, mask: int) -> None:
     """
     for path in (*folder.rglob("*"), folder):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush(path)

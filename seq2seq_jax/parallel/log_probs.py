@@ -5,7 +5,6 @@ As in `softmax`, the logits of a whole batch never exist, let alone travel. Noth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.parallel.draws import draw_tokens
-from seq2seq_jax.parallel.softmax import WHOLE, VocabularySplit
+from seq2seq_jax.parallel.softmax import WHOLE, VocabularySplit, make_cut
 
 
 def token_log_probs(
@@ -87,14 +86,7 @@ def _over_chunks(
     """`make(logits [C, V], other [C]) -> [C]` for a few time steps of all rows at a time; `[B, T]`."""
     hidden, kernel, bias = (lax.stop_gradient(x) for x in (hidden, kernel, bias))
     rows, length = other.shape
-    group = math.prod(lax.axis_size(axis) for axis in split.gather)
-    count = -(-length // max(1, chunk // (rows * group)))  # chunks
-    steps = -(-length // count)  # time steps in each
-
-    def cut(x: Array) -> Array:
-        padded = jnp.pad(x, ((0, 0), (0, count * steps - length)) + ((0, 0),) * (x.ndim - 2))
-        parts = padded.reshape(rows, count, steps, *x.shape[2:]).swapaxes(0, 1)
-        return parts.reshape(count, rows * steps, *x.shape[2:])
+    cut = make_cut(rows, length, chunk=chunk, split=split)
 
     def project(h: Array, kernel: Array, bias: Array) -> Array:
         return jnp.einsum("cd,vd->cv", h, kernel.astype(h.dtype), preferred_element_type=jnp.float32) + bias
@@ -107,5 +99,5 @@ def _over_chunks(
             real = real & (lax.axis_index(split.idle) == lax.axis_size(split.idle) - 1)
         return split.own(make(jnp.where(real, logits, -jnp.inf), o))
 
-    done = lax.map(work, (cut(hidden), cut(other)))  # [count, B * steps]
-    return done.reshape(count, rows, steps).swapaxes(0, 1).reshape(rows, count * steps)[:, :length]
+    done = lax.map(work, (cut(hidden), cut(other)))  # [chunks, B * steps]
+    return done.reshape(len(done), rows, -1).swapaxes(0, 1).reshape(rows, -1)[:, :length]

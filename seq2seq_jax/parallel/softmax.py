@@ -121,6 +121,21 @@ def cross_entropy(
     length, width = hidden.shape[-2:]
     hidden = hidden.reshape(-1, length, width)
     rows = hidden.shape[0]
+    cut = make_cut(rows, length, chunk=chunk, split=split)
+    cuts = cut(hidden), cut(targets.reshape(rows, length)), cut(weights.reshape(rows, length))
+    rule = _Rule(label_smoothing, split, vocab_size or kernel.shape[0], kernel.shape[0] * _parts(split))
+    loss, nll, correct = _chunked(rule, cuts[0], kernel, bias, *cuts[1:])
+    return CrossEntropy(loss=loss, nll=nll, correct=correct)
+
+
+def make_cut(rows: int, length: int, *, chunk: int, split: VocabularySplit) -> Callable[[Array], Array]:
+    """Builds `cut(x [B, T, ...]) -> [chunks, B * steps, ...]`: a few time steps of all rows at a time.
+
+    Args:
+        rows, length: B and T.
+        chunk: tokens of all devices of the group at a time, about.
+        split: how devices share the vocabulary.
+    """
     group = math.prod(lax.axis_size(axis) for axis in split.gather)
     count = -(-length // max(1, chunk // (rows * group)))  # chunks
     steps = -(-length // count)  # time steps in each
@@ -130,10 +145,7 @@ def cross_entropy(
         parts = padded.reshape(rows, count, steps, *x.shape[2:]).swapaxes(0, 1)
         return parts.reshape(count, rows * steps, *x.shape[2:])
 
-    cuts = cut(hidden), cut(targets.reshape(rows, length)), cut(weights.reshape(rows, length))
-    rule = _Rule(label_smoothing, split, vocab_size or kernel.shape[0], kernel.shape[0] * _parts(split))
-    loss, nll, correct = _chunked(rule, cuts[0], kernel, bias, *cuts[1:])
-    return CrossEntropy(loss=loss, nll=nll, correct=correct)
+    return cut
 
 
 def _parts(split: VocabularySplit) -> int:

@@ -108,7 +108,7 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: others must still be able to read the log
+        os.chmod(temporary, 0o666 & ~read_umask())  # mkstemp makes 0600: others must still be able to read the log
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -120,7 +120,8 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
         os.close(folder)
 
 
-def _umask() -> int:
+def read_umask() -> int:
+    """The modes that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
