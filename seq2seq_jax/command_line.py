@@ -15,14 +15,15 @@ from seq2seq_jax.errors import UserError
 
 MODES = (
     "train", "evaluate", "translate", "describe", "plan",
-    "score", "average", "compare", "export", "backtranslate", "prepare",
+    "score", "rescore", "average", "compare", "export", "backtranslate", "prepare",
 )  # fmt: skip
 
 OWN = {
     "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
     "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
     "mode": f"What to do: {', '.join(MODES)}.",
-    "input": "translate: lines to read (standard input). score: PREFIX or .tsv (data.test). compare: translations.",
+    "input": "translate: lines to read (standard input). score: PREFIX or .tsv (data.test). compare: translations. "
+    "rescore: n-best lists.",
     "output": "translate: file to write. Default: standard output. compare: HTML report. average, export: new folder.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
     "json": "What reports, reports one JSON object on standard output, nothing else.",
@@ -35,8 +36,12 @@ OWN = {
     "licence": "export: what the card says of the licence, such as cc-by-4.0. Default: unknown.",
     "reverse": "backtranslate: a run of the other direction. Default: one is trained in WORKDIR/reverse.",
     "against": "compare: another run, or another file of translations.",
-    "reference": "compare: file of references, with --input.",
-    "source": "compare: file of source sentences, with --input.",
+    "reference": "compare, rescore: file of references, with --input.",
+    "source": "compare, rescore: file of source sentences, with --input.",
+    "constraints": "translate: a JSON object for every line of the input: prefix, must, must_not.",
+    "models": "rescore: runs whose log-probabilities become features, separated by commas. Default: --workdir.",
+    "weights": "rescore: JSON file of weights, as tuning writes it. Without one: tuned on --reference.",
+    "metric": "rescore: what is tuned: bleu (default), chrf, wer or cer.",
     "workers": "prepare: processes that tokenise. Default (0): one a core.",
     "fresh": "train: move an old run in the folder aside and start anew.",
     "debug": "Show the traceback of a user's error too.",
@@ -48,10 +53,10 @@ OWN = {
 """The flags and their help."""
 
 GOES_WITH = {
-    "input": ("translate", "score", "compare"),
-    "output": ("translate", "score", "average", "compare", "export"),
+    "input": ("translate", "score", "compare", "rescore"),
+    "output": ("translate", "score", "average", "compare", "export", "rescore"),
     "nbest": ("translate",),
-    "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare"),
+    "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare", "rescore"),
     "topology": ("plan",),
     "init_from": ("train", "prepare", "backtranslate"),
     "last": ("average",),
@@ -61,8 +66,12 @@ GOES_WITH = {
     "licence": ("export",),
     "reverse": ("backtranslate",),
     "against": ("compare",),
-    "reference": ("compare",),
-    "source": ("compare",),
+    "reference": ("compare", "rescore"),
+    "source": ("compare", "rescore"),
+    "constraints": ("translate",),
+    "models": ("rescore",),
+    "weights": ("rescore",),
+    "metric": ("rescore",),
     "workers": ("prepare",),
     "fresh": ("train",),
     "coordinator": ("train", "evaluate"),
@@ -81,6 +90,7 @@ modes:
   evaluate   scores a trained run on the test split
   translate  lines in, lines out: --input, --output, --nbest
   score      log-probabilities of given pairs, one JSON object a line: --input=PREFIX or .tsv, --output
+  rescore    n-best lists of any system (Moses's format), with log-probabilities of models as features, tuned weights
   describe   parameters, memory, steps and compilations of a config; runs nothing
   plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
   average    one model from several checkpoints: --last, --best or --steps, --output=DIR
@@ -99,7 +109,9 @@ def _define_flags(argv: list[str]) -> flags.FlagValues:
     for name in ("workdir", "input", "output", "topology", "reverse", "init_from"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
-    for name in ("steps", "format", "licence", "against", "reference", "source"):
+    for name in ("steps", "format", "licence", "against", "reference", "source", "constraints"):
+        flags.DEFINE_string(name, None, OWN[name], flag_values=values)
+    for name in ("models", "weights", "metric"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_integer("workers", 0, OWN["workers"], flag_values=values)
     for name in ("last", "best"):
@@ -134,7 +146,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         near = difflib.get_close_matches(values.mode, MODES, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{hint}")
-    if not isinstance(values.config, ConfigDict) and not (values.mode == "compare" and values.input):
+    if not isinstance(values.config, ConfigDict) and not _needs_no_config(argv):
         raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
     for name, modes in GOES_WITH.items():
         if values[name].value and values.mode not in modes:
@@ -153,17 +165,25 @@ def _put_config_first(argv: list[str]) -> list[str]:
     config, workdir = _value_of(argv, "config"), _value_of(argv, "workdir")
     if config is not None:
         _check_config_file(config)
-    elif _value_of(argv, "mode") == "compare" and _value_of(argv, "input") is not None:
-        return argv  # files alone need no config
+    elif _needs_no_config(argv) and (workdir is None or _value_of(argv, "mode") == "compare"):
+        return argv
     elif workdir is None:
         raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
     else:
         saved = Path(workdir).expanduser() / "config.json"
         if not saved.exists():
-            raise UserError(f"{saved}: there is no run in this --workdir; give --config=configs/NAME.py to start one.")
+            starts = _value_of(argv, "mode") in (None, "train", "prepare")
+            cure = "give --config=configs/NAME.py to start one." if starts else "name the folder of a trained one."
+            raise UserError(f"{saved}: there is no run in this --workdir; {cure}")
         config = f"{Path(__file__).with_name('saved_config.py')}:{saved}"
     rest = [arg for n, arg in enumerate(argv) if not _gives_config(argv, n)]
     return [rest[0], f"--config={config}", *rest[1:]]
+
+
+def _needs_no_config(argv: Sequence[str]) -> bool:
+    """Whether files or other runs are all that is worked on."""
+    needed = {"compare": "input", "rescore": "models"}.get(_value_of(argv, "mode") or "")
+    return needed is not None and _value_of(argv, needed) is not None
 
 
 def _gives_config(argv: Sequence[str], n: int) -> bool:
@@ -195,7 +215,10 @@ def _check_config_file(value: str) -> None:
 
 def _explain_unknown(name: str) -> str:
     if name.startswith("config."):
-        near = suggest_key(name.removeprefix("config."), default_config())
+        key = name.removeprefix("config.")
+        if key in flatten(default_config()):
+            return f"--{name} needs a config: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR)."
+        near = suggest_key(key, default_config())
         return f"--{name} is no key of this config" + (f"; did you mean --config.{near}?" if near else ".")
     near_flags = difflib.get_close_matches(name, OWN, n=1)
     return f"--{name} is no flag" + (f"; did you mean --{near_flags[0]}?" if near_flags else "; see --help.")

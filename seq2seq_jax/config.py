@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def load_config(path: Path) -> ConfigDict:
         UserError: there is none, or it is not a config.
     """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = _name_presets(json.loads(path.read_text(encoding="utf-8")))
         sections = default_config(saved["model"]["name"]).to_dict() if saved["model"]["name"] in MODEL_KEYS else {}
         return ConfigDict({**sections, **{name: {**sections.get(name, {}), **keys} for name, keys in saved.items()}})
     except FileNotFoundError as error:
@@ -45,12 +46,25 @@ def load_config(path: Path) -> ConfigDict:
         raise UserError(f"{path}: not a saved config ({error}); restore it, or start in another --workdir.") from error
 
 
+def _name_presets(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config in today's terms: what it has of the numbers of "default" is that preset's."""
+    decode = saved.get("decode", {})
+    if "preset" in decode:
+        return saved
+    # Before there were presets, 0.6 and 0.2 were the defaults, saved as numbers. They are the preset's now, whose keys
+    # stand at -1: left as they are, they would be a change of the config, and the run could not be gone on with.
+    once = {"length_penalty": 0.6, "coverage_penalty": 0.2}
+    return {**saved, "decode": decode | {key: -1.0 for key, number in once.items() if decode.get(key) == number}}
+
+
 def with_absolute_prefixes(config: ConfigDict) -> ConfigDict:
     """The config with the paths of its files absolute, so that the run can be gone on with from any folder."""
     config = ConfigDict(config.to_dict())
     for key in ("train", "dev", "test", "monolingual"):
         config.data[key] = change_names(config.data[key], _make_absolute)
     config.data.prepared = _make_absolute(config.data.prepared)
+    for key in ("ensemble", "language_model"):
+        config.decode[key] = ",".join(_make_absolute(name.strip()) for name in config.decode[key].split(","))
     config.vocab.file = ",".join(_make_absolute(name.strip()) for name in config.vocab.file.split(","))
     if config.train.init_from:
         config.train.init_from = str(Path(config.train.init_from).expanduser().absolute())
@@ -131,8 +145,65 @@ def check_config(config: ConfigDict) -> None:
             f"config.train.own_tokens must be 0 with config.sequence.objective={config.sequence.objective!r}, but is "
             f"{config.train.own_tokens} instead: scheduled sampling is for the likelihood alone."
         )
-    if config.data.source == config.data.target:
+    if config.sequence.objective != "none" and config.sequence.proposals == "nbest":
+        if config.sequence.candidates % config.decode.groups:
+            raise UserError(
+                f"config.decode.groups must divide config.sequence.candidates={config.sequence.candidates} with "
+                f"config.sequence.proposals='nbest', but is {config.decode.groups} instead."
+            )
+    _check_search(config.decode)
+    _check_numbers(config.decode)
+    if config.data.source == config.data.target and config.model.name != "language_model":
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
+
+
+def _check_search(keys: ConfigDict) -> None:
+    """Refuses keys of `config.decode` that contradict each other."""
+    ranks = keys.method == "minimum_bayes_risk"
+    beams = keys.method == "beam" or (ranks and keys.candidates_from == "beam")
+    size = "candidates" if ranks else "beam_size"
+    asked = f"config.decode.method={keys.method!r}" + (
+        f" and config.decode.candidates_from={keys.candidates_from!r}" if ranks else ""
+    )
+    if keys.groups > 1 and not beams:
+        raise UserError(
+            f"config.decode.groups must be 1 with {asked}, but is {keys.groups} instead: only a beam has groups."
+        )
+    if beams and keys[size] % keys.groups:
+        raise UserError(
+            f"config.decode.groups must divide config.decode.{size}={keys[size]} with {asked}, but is {keys.groups} "
+            "instead: all groups have the same number of beams."
+        )
+    if ranks and not beams and not keys.temperature:
+        raise UserError(
+            f"config.decode.temperature must be more than 0 with {asked}, but is {keys.temperature} instead: "
+            "all candidates would be the same."
+        )
+    if ranks and not beams and keys.top_k == 1:
+        raise UserError(
+            f"config.decode.top_k must be 0 or at least 2 with {asked}, but is 1 instead: all candidates would be the "
+            "same."
+        )
+    if keys.min_length_extra > keys.length_extra and keys.min_length_factor == keys.length_factor:
+        raise UserError(
+            f"config.decode.min_length_extra must be at most config.decode.length_extra={keys.length_extra}, but is "
+            f"{keys.min_length_extra} instead: the shortest output would be longer than the longest."
+        )
+    if keys.min_length_factor > keys.length_factor:
+        raise UserError(
+            f"config.decode.min_length_factor must be at most config.decode.length_factor={keys.length_factor}, but is "
+            f"{keys.min_length_factor} instead: the shortest output would be longer than the longest."
+        )
+
+
+def _check_numbers(keys: ConfigDict) -> None:
+    """Refuses numbers of a beam's ranking that are no penalties; -1 stands for the preset's."""
+    for name in ("coverage_penalty", "prune"):
+        if keys[name] < 0 and keys[name] != -1:
+            raise UserError(
+                f"config.decode.{name} must be at least 0, or -1 for that of config.decode.preset={keys.preset!r}, "
+                f"but is {keys[name]} instead."
+            )
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:
@@ -140,18 +211,22 @@ def _check_value(key: str, value: Any, default: Any) -> None:
     if type(value) is not type(default) and not numbers:
         kind = type(default).__name__
         raise UserError(f"config.{key} must be of type {kind} (like {default!r}), but is {value!r} instead.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{key} must be a finite number, but is {value} instead.")
     if key in CHOICES and value not in CHOICES[key]:
         near = difflib.get_close_matches(value, CHOICES[key], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise UserError(f"config.{key} must be one of {', '.join(CHOICES[key])}, but is {value!r} instead{hint}")
     if key in AT_LEAST and not value >= AT_LEAST[key]:
         raise UserError(f"config.{key} must be at least {AT_LEAST[key]}, but is {value} instead.")
-    if key == "train.seed" and value >= 2**31:
+    if key in ("train.seed", "decode.seed") and value >= 2**31:
         raise UserError(f"config.{key} must be less than 2**31, but is {value} instead.")
     if key == "vocab.character_coverage" and not 0.9 <= value <= 1:
         raise UserError(f"config.{key} must be between 0.9 and 1, but is {value} instead.")
     if key in SHARES and not 0 <= value < 1:
         raise UserError(f"config.{key} must be at least 0 and less than 1, but is {value} instead.")
+    if key == "decode.top_p" and not 0 < value <= 1:
+        raise UserError(f"config.{key} must be more than 0 and at most 1, but is {value} instead.")
     if key == "train.learning_rate" and not 0 < value < float("inf"):
         raise UserError(f"config.{key} must be more than 0, but is {value} instead.")
 

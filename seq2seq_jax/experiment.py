@@ -24,15 +24,18 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
 from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
+from seq2seq_jax.tasks.constraints import Wish, split_phrases
+from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.loss import OwnTokens, make_loss
+from seq2seq_jax.tasks.methods import make_method, make_rank
 from seq2seq_jax.tasks.score import Scorer, make_scores
-from seq2seq_jax.tasks.search import Decode, Search, make_decode
+from seq2seq_jax.tasks.search import Decode, Program, Search, limit, make_decode, model_program
 from seq2seq_jax.tasks.sequence import Objective, longest_candidate, make_sequence_loss
 from seq2seq_jax.tasks.translation import Translator
 from seq2seq_jax.train.accumulation import make_add
@@ -180,20 +183,24 @@ class Training:
         make = make_scores(self._spread_model, chunk=self.chunk)
         return jax.jit(spread_rows(make, self.layout, self.boxed_state.params))
 
-    def search(self, *, beam_size: int | None = None) -> Callable[..., Hypotheses]:
-        """The jitted `decode(params, source, source_mask, row_mask, *, max_len)` of the config's search."""
-        return make_decode(self.model, self.make_search(beam_size), self.layout, self.boxed_state.params)
+    @property
+    def program(self) -> Program:
+        """The model as what searches."""
+        return model_program(self.model, self.layout, self.boxed_state.params)
 
-    def make_search(self, beam_size: int | None = None) -> Search:
-        """How to search, by the config."""
-        decode = self.config.decode
-        return Search(
-            beam_size=beam_size or decode.beam_size,
-            length_penalty=decode.length_penalty,
-            coverage_penalty=decode.coverage_penalty,
-            length_factor=decode.length_factor,
-            length_extra=decode.length_extra,
-        )
+    def search(self, *, beam_size: int | None = None) -> Decode:
+        """The jitted search of one batch by the config; see `tasks.search.make_decode`."""
+        return make_decode(self.program, self.make_search(beam_size))
+
+    def make_search(self, beam_size: int | None = None, *, method: str | None = None) -> Search:
+        """How to search, by the config.
+
+        Args:
+            beam_size: another than the config's; of "sampling", how many outputs are drawn (by default one).
+            method: another than the config's.
+        """
+        keys = self.config.decode
+        return limit(make_method(keys, method=method, size=beam_size), keys)
 
     @property
     def chunk(self) -> int:
@@ -237,26 +244,33 @@ class Experiment:
         return self.training.config
 
     def translator(
-        self, *, beam_size: int | None = None, tags: Sequence[str] | None = None, decode: Decode | None = None
+        self,
+        *,
+        beam_size: int | None = None,
+        method: str | None = None,
+        tags: Sequence[str] | None = None,
+        engine: Engine | None = None,
     ) -> Translator:
         """A translator with the config's search.
 
         Args:
-            beam_size: another than the config's.
+            beam_size, method: others than the config's; see `Training.make_search`.
             tags: names of the tokens before every source; by default what the config's target language asks for.
-            decode: in the place of the config's search.
+            engine: in the place of one with the config's search.
         """
         if tags is None:
             tags = (name_target(self.config.data.target),) if self.config.data.target_tag else ()
-        keys = self.config.decode
-        return Translator(
-            decode or self.training.search(beam_size=beam_size),
-            self.vocabs,
-            self.training.make_search(beam_size),
-            rows=keys.rows,
-            max_source_len=keys.max_source_len,
-            tags=tags,
-        )
+        keys, method = self.config.decode, method or self.config.decode.method
+        engine = engine or self.engine(self.training.make_search(beam_size, method=method))
+        rank = make_rank(keys, target=self.config.data.target) if method == "minimum_bayes_risk" else None
+        wish = Wish(keys.prefix, split_phrases(keys.must), split_phrases(keys.must_not))
+        return Translator(engine, self.vocabs, tags=tags, rank=rank, wish=wish)
+
+    def engine(self, search: Search, *, attention: str = "best", program: Program | None = None) -> Engine:
+        """What searches: this model, or another program such as an ensemble; see `tasks.engine.Engine`."""
+        names = ("rows", "max_source_len", "no_repeat_ngram", "max_loop")
+        limits = {name: self.config.decode[name] for name in names}
+        return Engine(program or self.training.program, search, attention=attention, **limits)
 
     def scorer(self, *, tags: Sequence[str] = ()) -> Scorer:
         """What scores given pairs, as many at a time as are decoded; see `tasks.score`."""

@@ -97,6 +97,10 @@ class StepResult:
     attention: Array | None  # [B, S]
     cache: Cache
     token_ids: Array | None = None  # [V_local] int32
+    # Only where phrases have to appear (`decode.constraints`); "met" counts their tokens that this hypothesis has.
+    wanted: Array | None = None  # [B, C] int32, tokens that have to be candidates; -1 is none
+    wanted_met: Array | None = None  # [B, C] int32, met after taking each of them
+    met: Array | None = None  # [B] int32, met after taking any other token
 
 
 Step = Callable[[Array, Array, Cache], StepResult]
@@ -157,6 +161,21 @@ class Seq2Seq(Encoder, Projection, Protocol):
 
     def decode_step(self, token: Array, step: Array, memory: Memory, cache: Cache) -> StepOutput:
         """One step: previous token `[B]`, each row's clock `[B]`. Agrees with `decode`."""
+        ...
+
+
+@runtime_checkable
+class QuickSteps(Protocol):
+    """A `Seq2Seq` whose steps can be told what is made of its parameters once, before the loop over steps."""
+
+    def step_weights(self) -> PyTree:
+        """The parameters of the decoder's layers, in the shape in which its steps read them."""
+        ...
+
+    def decode_step(
+        self, token: Array, step: Array, memory: Memory, cache: Cache, weights: PyTree = None
+    ) -> StepOutput:
+        """As that of `Seq2Seq`; without `weights` it makes them itself."""
         ...
 
 

@@ -34,6 +34,15 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
         "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
     },
+    "language_model": {
+        "name": "language_model",
+        "features": 128,
+        "layers": 2,
+        "share_embeddings": "target",  # one table for embedding and softmax; or "none" (two)
+        "dropout": 0.1,
+        "init_scale": 0.0,
+        "dtype": "float32",
+    },
     "lstm": {
         "name": "lstm",
         "features": 128,
@@ -93,7 +102,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
         "character_coverage": 1.0,
         "byte_fallback": False,  # spell unknown characters in bytes
-        "file": "",  # your own: a SentencePiece .model, or a list of words (kind "word"); "SOURCE,TARGET" for two
+        # Your own: a SentencePiece .model, or a list of words (kind "word"); "SOURCE,TARGET" for two. Another run's, as
+        # it is: RUN/vocab/vocab.json, or vocab_target.json.
+        "file": "",
         "from_init": True,  # with train.init_from: that run's vocabulary; False trains a new one
         "tags": "",  # more tags, separated by commas, for corpora that come later: "2fr,bt"
     },
@@ -150,11 +161,40 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "likelihood": 0.0,  # weight of the likelihood of the reference, GNMT's alpha (0.017)
     },
     "decode": {
-        "beam_size": 5,
-        "length_penalty": 0.6,  # GNMT's alpha; 0 is none
-        "coverage_penalty": 0.2,  # GNMT's beta; 0 is none
+        "method": "beam",  # or "greedy", "sampling", "minimum_bayes_risk"
+        # Rules and numbers of a beam search: "default" (ours), or what "gnmt" (the paper), "fairseq", "tensor2tensor",
+        # "huggingface" do; docs/search.md. Keys below that are "preset" or exactly -1 are the preset's.
+        "preset": "default",
+        "beam_size": 5,  # 1 is greedy search, whatever the rules below
+        "length_normalisation": "preset",  # or "none", "gnmt", "average", "bonus"
+        "length_penalty": -1.0,  # "gnmt", "average": exponent alpha, which may be negative; 0 is none
+        "word_bonus": -1.0,  # "bonus": added for every token, may be negative
+        "coverage_penalty": -1.0,  # GNMT's beta, at least 0, where the model attends; 0 is none
+        "prune": -1.0,  # GNMT's beamsize, at least 0: tokens and outputs so far below the best are dropped; 0 is off
+        "stop": "preset",  # when a sentence is done: "exact", "first", "heuristic", "never"
+        "unfinished": "preset",  # hypotheses at the longest output: "last", "compete", or "end" (eos is forced)
         "length_factor": 2.0,  # longest output: factor x source tokens + extra
         "length_extra": 10,
+        "min_length_factor": 0.0,  # shortest output, likewise; never more than the longest
+        "min_length_extra": 0,
+        "groups": 1,  # diverse beam search (Vijayakumar et al. 2018): groups of beams, which divide `beam_size`
+        "diversity": 0.5,  # what a token costs for each hypothesis of an earlier group that took it
+        "temperature": 1.0,  # "sampling" and "minimum_bayes_risk"
+        "top_k": 0,  # draw from so many most probable tokens; 0 is all
+        "top_p": 1.0,  # draw from the fewest tokens that have so much probability together
+        "seed": 0,  # of the draws
+        "candidates": 32,  # "minimum_bayes_risk": outputs that are compared
+        "candidates_from": "sampling",  # or "beam"
+        "utility": "chrf",  # or "bleu": what the chosen output has most of, on average over the candidates
+        "ensemble": "",  # more runs (folders, separated by commas) of the same vocabulary that search together
+        "ensemble_average": "log",  # of log-probabilities; or "arithmetic", of probabilities
+        "language_model": "",  # a run of configs/language_model.py of the same vocabulary (shallow fusion)
+        "language_model_weight": 0.2,
+        "prefix": "",  # text that every output begins with
+        "must": "",  # words or phrases that every output has, separated by |
+        "must_not": "",  # words or phrases that no output has, separated by |
+        "no_repeat_ngram": 0,  # no n-gram of so many tokens twice; 0 is off
+        "max_loop": 0,  # a phrase of 1 to 8 tokens may follow itself so often; 0 is off
         "rows": 64,  # sentences decoded at a time
         "max_source_len": 256,  # tokens; a longer input is cut there, with a warning
     },
@@ -204,6 +244,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.monolingual_search": ("beam", "sampling"),
     "sequence.objective": ("none", "minimum_risk", "reinforce"),
     "sequence.proposals": ("sample", "nbest"),
+    "decode.method": ("beam", "greedy", "sampling", "minimum_bayes_risk"),
+    "decode.preset": ("default", "gnmt", "fairseq", "tensor2tensor", "huggingface"),
+    "decode.length_normalisation": ("preset", "none", "gnmt", "average", "bonus"),
+    "decode.stop": ("preset", "exact", "first", "heuristic", "never"),
+    "decode.unfinished": ("preset", "last", "compete", "end"),
+    "decode.candidates_from": ("sampling", "beam"),
+    "decode.utility": ("chrf", "bleu"),
+    "decode.ensemble_average": ("log", "arithmetic"),
     "sequence.reward": ("chrf", "bleu", "gleu"),
     "parallel.strategy": ("auto", "data_parallel", "fsdp", "balanced", "exact"),
     "parallel.step": ("auto", "jit", "shard_map"),
@@ -217,8 +265,11 @@ AT_LEAST: dict[str, float] = {
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
     "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
-    "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_penalty": 0,
-    "decode.coverage_penalty": 0, "decode.length_factor": 0, "decode.length_extra": 1, "decode.rows": 1,
+    "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_factor": 0,
+    "decode.min_length_factor": 0, "decode.min_length_extra": 0, "decode.groups": 1, "decode.diversity": 0,
+    "decode.temperature": 0, "decode.top_k": 0, "decode.seed": 0, "decode.candidates": 2,
+    "decode.language_model_weight": 0, "decode.no_repeat_ngram": 0, "decode.max_loop": 0,
+    "decode.length_extra": 1, "decode.rows": 1,
     "decode.max_source_len": 2, "data.shard_pairs": 1, "data.temperature": 0.01, "data.curriculum_epochs": 0,
     "clean.max_chars": 0, "clean.max_ratio": 0, "train.accumulate": 1, "train.patience": 0,
     "train.own_tokens_start": 0, "train.own_tokens_steps": 1, "train.own_tokens_passes": 1, "train.momentum": 0,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.config import default_config, load_config
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment, count_parameters
+from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.serve.model_folder import CARD
-from seq2seq_jax.tasks.search import Decode
+from seq2seq_jax.tasks.constraints import read_wish
+from seq2seq_jax.tasks.engine import Engine
+from seq2seq_jax.tasks.methods import check_count
 from seq2seq_jax.tasks.translation import Candidate, Translation
 from seq2seq_jax.train.checkpoints import Restored
 from seq2seq_jax.workdir import Folder
@@ -39,8 +42,8 @@ class LoadedModel:
         self.card = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else ""
         self.step = restored.step
         self._experiment = experiment
-        self._params = restored.state.averaged
-        self._searches: dict[int, Decode] = {}
+        self._program, self._params = join_models(experiment, restored.state.averaged)
+        self._engines: dict[tuple[int | None, str], Engine] = {}
         data, tags = self.config["data"], experiment.vocabs.source.tags
         tagged = tuple(tag[1:] for tag in tags if tag.startswith("2"))
         self.targets: tuple[str, ...] = tagged if data["target_tag"] else (data["target"],)
@@ -58,6 +61,7 @@ class LoadedModel:
         beam_size: int | None = None,
         target: str | None = None,
         tags: Sequence[str] = (),
+        wishes: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
         """Translates one sentence or many.
 
@@ -65,18 +69,21 @@ class LoadedModel:
 
         Args:
             sentences: plain text, one sentence each; a single string is one sentence.
-            beam_size: of the search; by default the config's. 1 is greedy.
+            beam_size: of a beam search; by default the config's. 1 is greedy.
             target: the language to translate to, one of `targets`; by default the config's.
             tags: more tokens before every sentence, by their names without brackets, as `tag=` gave them to a corpus
                 in training.
+            wishes: what is asked of the output of each sentence, None for nothing of its own:
+                `{"prefix": "Der", "must": ["Arzt"], "must_not": ["Doktor"]}`; see docs/search.md.
 
         Returns:
             As many translations, in their order; "" for a blank sentence.
 
         Raises:
-            UserError: the model does not translate to this language, or its vocabulary has no such tag.
+            UserError: the model does not translate to this language, or its vocabulary has no such tag; or a wish
+                cannot be met; or there is a `beam_size`, but `decode.method` is not "beam".
         """
-        return [item.text for item in self._run(sentences, self._choose_beam(beam_size), target, tags)]
+        return [item.text for item in self._run(sentences, self._choose_size(beam_size), target, tags, wishes)]
 
     def translate_nbest(
         self,
@@ -85,29 +92,41 @@ class LoadedModel:
         beam_size: int | None = None,
         target: str | None = None,
         tags: Sequence[str] = (),
+        attention: bool = False,
+        wishes: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[list[Candidate]]:
         """The best so many candidates of each sentence, best first, with text, tokens, score and log-probability.
 
         Args:
             sentences: as for `translate`.
             nbest: how many; the search may find fewer.
-            beam_size: of the search; at least `nbest`.
-            target, tags: as for `translate`.
+            beam_size: of a beam search; at least `nbest`, and rounded up to a multiple of `decode.groups`.
+            target, tags, wishes: as for `translate`.
+            attention: also give the attention of each, `[T, S]`, and with it its alignment, where the model attends.
 
         Returns:
             A list for each sentence, in their order; empty for a blank one.
         """
         if nbest < 1:
             raise UserError(f"nbest must be at least 1, but is {nbest} instead.")
-        found = self._run(sentences, max(nbest, self._choose_beam(beam_size)), target, tags)
+        size, of = self._choose_size(beam_size, nbest), "all" if attention else "none"
+        found = self._run(sentences, size, target, tags, wishes, attention=of)
         return [item.candidates[:nbest] for item in found]
 
-    def _choose_beam(self, beam_size: int | None) -> int:
-        if beam_size is None:
-            return self.config["decode"]["beam_size"]
-        if beam_size < 1:
+    def _choose_size(self, beam_size: int | None, nbest: int = 1) -> int:
+        """The beam, or how many outputs are drawn."""
+        keys = self.config["decode"]
+        check_count(keys, nbest, "nbest")
+        if beam_size is not None and beam_size < 1:
             raise UserError(f"beam_size must be at least 1, but is {beam_size} instead.")
-        return beam_size
+        if beam_size is not None and keys["method"] != "beam":
+            raise UserError(
+                f"beam_size must not be given to a model with decode.method={keys['method']!r}, but is {beam_size}: "
+                "only 'beam' has one."
+            )
+        if keys["method"] == "beam":
+            return max(nbest, beam_size or keys["beam_size"])
+        return nbest if keys["method"] == "sampling" else 1
 
     def _list_tags(self, target: str | None, tags: Sequence[str]) -> tuple[str, ...]:
         """Names of the tokens before every sentence, in the order of training."""
@@ -119,31 +138,60 @@ class LoadedModel:
         return (*((f"2{target or data['target']}",) if data["target_tag"] else ()), *tags)
 
     def _run(
-        self, sentences: str | Sequence[str], beam_size: int, target: str | None, tags: Sequence[str]
+        self,
+        sentences: str | Sequence[str],
+        size: int,
+        target: str | None,
+        tags: Sequence[str],
+        wishes: Sequence[Mapping[str, Any] | None] | None,
+        attention: str = "none",
     ) -> list[Translation]:
         lines = [sentences] if isinstance(sentences, str) else list(sentences)
+        if wishes is not None and len(wishes) != len(lines):
+            raise UserError(f"wishes must be one for each of {len(lines)} sentences, but there are {len(wishes)}.")
         for line in lines:
             if not isinstance(line, str):
                 raise UserError(f"sentences must be strings, but one is {line!r} instead.")
         before = self._list_tags(target, tags)
-        if beam_size not in self._searches:
-            self._searches[beam_size] = self._experiment.training.search(beam_size=beam_size)
-        search = self._searches[beam_size]
-        translator = self._experiment.translator(beam_size=beam_size, tags=before, decode=search)
-        return translator.translate(self._params, lines)
+        if (size, attention) not in self._engines:
+            search = self._experiment.training.make_search(size)
+            made = self._experiment.engine(search, attention=attention, program=self._program)
+            self._engines[size, attention] = made
+        translator = self._experiment.translator(tags=before, engine=self._engines[size, attention])
+        asked = (
+            None
+            if wishes is None
+            else [
+                None if wish is None else read_wish(wish, where=f"wishes[{n}]", default=translator.wish)
+                for n, wish in enumerate(wishes)
+            ]
+        )
+        return translator.translate(self._params, lines, wishes=asked)
 
 
-def load_model(path: str | os.PathLike[str]) -> LoadedModel:
+def load_model(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> LoadedModel:
     """Reads an exported model (`--mode=export`) or the best checkpoint of a run's folder, onto one device.
 
+    Args:
+        path: a folder; or several, of models with the same vocabularies, which search together as an ensemble: the
+            first one's config says how.
+
     Raises:
-        UserError: there is neither, or it is damaged.
+        UserError: there is neither, or it is damaged; or the vocabularies of several differ.
         NoUsableCheckpointError: all checkpoints of the run are damaged.
     """
-    root = Path(path).expanduser().absolute()
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if not paths:
+        raise UserError("paths must name at least one folder of a model, but there is none.")
+    root, *others = [Path(each).expanduser().absolute() for each in paths]
     if not (root / "config.json").is_file():
         raise UserError(f"{root}: there is no model here: name a folder made by --mode=export, or a run's folder.")
     config = load_config(root / "config.json")
     config.parallel = default_config().parallel
     config.parallel.data = 1
+    if others:
+        for other in others:
+            if "," in str(other):
+                raise UserError(f"{other}: a folder of an ensemble must have no comma in its path; rename or link it.")
+        config.decode.ensemble = ",".join(map(str, others))
     return LoadedModel(root, *load_run(config, Folder(root)))

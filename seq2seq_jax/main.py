@@ -67,7 +67,7 @@ def _run(argv: list[str]) -> int:
         return 0
     given = parse(argv)
     root = find_root(given, argv)
-    if given.config is not None:  # compare, of files
+    if given.config is not None:  # compare and rescore need none
         check_config(given.config)
     return RUNNERS[given.mode](given, given.config, root)
 
@@ -163,12 +163,12 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
 
 def _translate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     _set_up_jax()
-    from seq2seq_jax.modes.lines import open_output, read_input
+    from seq2seq_jax.modes.lines import count_lines, open_output, read_input
     from seq2seq_jax.modes.translate import translate
 
-    lines = read_input(given.input)
-    with open_output(given.output) as output:
-        translate(config, root, lines, output, nbest=given.nbest)
+    lines, total = read_input(given.input), count_lines(given.input)
+    with contextlib.closing(lines), open_output(given.output) as output:
+        translate(config, root, lines, output, nbest=given.nbest, total=total, constraints=given.constraints)
     return 0
 
 
@@ -230,11 +230,24 @@ def _score(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     return 0
 
 
+def _rescore(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> int:
+    """N-best lists with new features, totals and weights; what came of it, in words or as JSON."""
+    _set_up_jax()
+    from seq2seq_jax.modes.rescore import read_request, render, rescore
+
+    names = ("input", "output", "source", "reference", "models", "weights", "metric")
+    request = read_request(config, root, {name: given[name].value for name in names})
+    report = rescore(config, request)
+    print(json.dumps(report) if given.json else render(report))
+    return 0
+
+
 RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "train": _run_on_hosts,
     "evaluate": _run_on_hosts,
     "translate": _translate,
     "score": _score,
+    "rescore": _rescore,
     "describe": _describe,
     "plan": _plan,
     "prepare": _prepare,

@@ -21,7 +21,7 @@ from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
-from seq2seq_jax.tasks.translation import Translator
+from seq2seq_jax.tasks.engine import Engine
 
 TINY = (
     "--config=configs/gnmt.py",
@@ -170,13 +170,13 @@ def test_wrong_lines_are_refused(data, said):
 
 def test_one_model_translates_into_two_languages_by_tag(folder, capsys, monkeypatch):
     """A few steps on German and French; what the model is fed is looked at."""
-    fed, decode = [], Translator._decode_rows
+    fed, search = [], Engine.run
 
-    def look(self, params, sources, source_len):
-        fed.extend(source.tolist() for source in sources if source is not None)
-        return decode(self, params, sources, source_len)
+    def look(self, params, sources, **given):
+        fed.extend(source.tolist() for source in sources)
+        return search(self, params, sources, **given)
 
-    monkeypatch.setattr(Translator, "_decode_rows", look)
+    monkeypatch.setattr(Engine, "run", look)
     root, talks, french = (folder / name for name in ("run", "talks", "french"))
     data = [f"--config.data.{name}={talks}" for name in ("dev", "test")]
     data += [f"--config.data.train={folder / 'news'}, {french}?target=fr", "--config.data.target_tag=true"]

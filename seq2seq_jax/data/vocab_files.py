@@ -1,11 +1,13 @@
-"""Reads vocabularies that were made elsewhere: SentencePiece models and lists of words.
+"""Reads vocabularies that were made elsewhere: SentencePiece models, lists of words, those of another run.
 
 A model keeps its pieces, scores and rules; only the ids change, so that ours come first:
 
     theirs:  <unk> <s> </s> ▁the ▁a ...          (the default), or  <pad> </s> <unk> ▁the ... (T5)
     ours:    <pad> <unk> <s> </s> <2de> ▁the ▁a ...
 
-The segmentation of every text is that of the original file: neither unigram nor BPE looks at ids.
+The segmentation of every text is that of the original file: neither unigram nor BPE looks at ids. The vocabulary of
+another run (RUN/vocab/vocab.json, or vocab_target.json) is taken as it is, ids and tags too: what models that search
+together must have.
 """
 
 from __future__ import annotations
@@ -76,11 +78,30 @@ def read_vocabs(
 def read_vocab(path: Path, *, kind: str, normalization: str = "nmt_nfkc", tags: Sequence[str] = ()) -> Vocab:
     """Reads one file; see `read_vocabs`."""
     check_tags("config.vocab.tags", tags)
+    if path.suffix == ".json":
+        return _take_vocab(path, kind, tags)
     if kind == "sentencepiece":
         return read_model(path, tags)
     if kind == "byte":
         raise UserError(f'{_KEY}: config.vocab.kind="byte" has no file; set the kind that {path} has.')
     return read_words(path, kind, normalization, tags)
+
+
+def _take_vocab(path: Path, kind: str, tags: Sequence[str]) -> Vocab:
+    """A vocabulary that a run has saved, equal to that run's.
+
+    Raises:
+        UserError: it is none, of another kind, or has not all tags.
+    """
+    vocab = Vocab.load(path.parent, path.stem)
+    if vocab.kind != kind:
+        raise UserError(
+            f"{_KEY}: {path} is of kind {vocab.kind!r}: set config.vocab.kind={vocab.kind} (it is {kind!r})."
+        )
+    missing = [tag for tag in tags if tag not in vocab.tags]
+    if missing:
+        raise UserError(f"{_KEY}: {path} has no tag <{missing[0]}>, and takes none: tags are made with a vocabulary.")
+    return vocab
 
 
 def read_model(path: Path, tags: Sequence[str] = ()) -> Vocab:

@@ -17,11 +17,6 @@ class Progress(Protocol):
     """What the loop knows of a search's state."""
 
     @property
-    def time(self) -> Array:
-        """Steps taken, `[]` int32."""
-        ...
-
-    @property
     def done(self) -> Array:
         """Rows that are done, `[B]` bool."""
         ...
@@ -30,25 +25,44 @@ class Progress(Protocol):
 State = TypeVar("State", bound=Progress)
 
 
-def run_loop(advance: Callable[[State], State], state: State, max_len: int) -> State:
-    """Repeats `advance` until all rows are done, `max_len` times at most.
+def run_loop(
+    advance: Callable[[State], State], state: State, steps: int | Array, *, leave: Array | int | None = None
+) -> State:
+    """Repeats `advance` while any row is open, `steps` times at most.
 
     Inside `shard_map` every device loops until its own rows are done. So `advance` may only talk among
     devices that hold the same rows, which then loop equally often; others may stop sooner or later.
+
+    Args:
+      advance: One step of every row that is not done.
+      state: Where the search stands.
+      steps: The most steps; an int, or `[]` int32 that need not be known when the program is compiled.
+      leave: `[]` int32, stop sooner: once so many rows have become done since the loop began. None waits for all.
+
+    Returns:
+      The state after the last step.
     """
+    done_before = jnp.sum(state.done)
 
-    def unfinished(state: State) -> Array:
-        return (state.time < max_len) & ~jnp.all(state.done)
+    def is_unfinished(carry: tuple[Array, State]) -> Array:
+        count, now = carry
+        going = (count < steps) & ~jnp.all(now.done)
+        return going if leave is None else going & (jnp.sum(now.done) - done_before < leave)
 
+    def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+        count, now = carry
+        return count + 1, advance(now)
+
+    start = (jnp.zeros((), jnp.int32), state)
     axes = _find_varying_axes(advance, state)
     if not axes:
-        return lax.while_loop(unfinished, advance, state)
+        return lax.while_loop(is_unfinished, step, start)[1]
 
-    def vary(state: State) -> State:
-        return jax.tree.map(lambda x: vary_over(x, axes), state)
+    def vary(carry: tuple[Array, State]) -> tuple[Array, State]:
+        return jax.tree.map(lambda x: vary_over(x, axes), carry)
 
     # A loop's state must keep its type: all of it varies over whatever any part of it varies over.
-    return lax.while_loop(unfinished, lambda now: vary(advance(now)), vary(state))
+    return lax.while_loop(is_unfinished, lambda carry: vary(step(carry)), vary(start))[1]
 
 
 def _find_varying_axes(advance: Callable[[State], State], state: State) -> frozenset[str]:

@@ -72,6 +72,44 @@ def select_tokens(
     return values, jnp.where(values == -jnp.inf, 0, tokens)
 
 
+def pick_tokens(
+    log_probs: Array, tokens: Array, token_ids: Array | None = None, vocab_axes: tuple[str, ...] = ()
+) -> Array:
+    """The log-probabilities of given tokens, both `[..., C]`; -inf for token -1. The rest as in `select_tokens`."""
+    width = log_probs.shape[-1]
+    columns = tokens if token_ids is None else tokens - token_ids[0]
+    held = (columns >= 0) & (columns < width)
+    columns = jnp.where(held, columns, 0)
+    if token_ids is not None:
+        held &= token_ids[columns] == tokens
+    picked = jnp.take_along_axis(log_probs, columns, axis=-1, mode="promise_in_bounds")
+    picked = jnp.where(held & (tokens >= 0), picked, -jnp.inf)
+    return lax.pmax(picked, vocab_axes) if vocab_axes else picked
+
+
+def select_in_turn(values: Array, banks: Array | None, count: int) -> Array:
+    """Which `count` of the candidates `[B, N]` to take, `[B, count]`: the best of every bank, then the second best, ...
+
+    Post & Vilar 2018 (Fast Lexically Constrained Decoding with Dynamic Beam Allocation): hypotheses that met unlike
+    numbers of constraints do not compete. Here the slots go round: by the rank within the bank, the larger bank
+    first; what a bank cannot fill goes to the others. Candidates at -inf come last.
+
+    Args:
+      values: `[B, N]` float32.
+      banks: `[B, N]` int32; None (or all alike) takes the largest values as `lax.top_k` does.
+      count: How many, at most N.
+    """
+    if banks is None:
+        return lax.top_k(values, count)[1]
+    places = jnp.broadcast_to(jnp.arange(values.shape[-1], dtype=jnp.int32), values.shape)
+    impossible = (values == -jnp.inf).astype(jnp.int32)
+    banks, _, impossible, order = lax.sort((-banks, -values, impossible, places), num_keys=2, is_stable=True)
+    begins = jnp.diff(banks, axis=-1, prepend=banks[:, :1] - 1) != 0
+    rank = places - lax.cummax(jnp.where(begins, places, 0), axis=1)
+    *_, order = lax.sort((impossible, rank, banks, order), num_keys=3, is_stable=True)
+    return order[:, :count]
+
+
 def select_largest(x: Array, count: int) -> tuple[Array, Array]:
     """The `count` largest of the last axis and where they are, exactly as `lax.top_k`, quicker on wide axes.
 
@@ -84,11 +122,12 @@ def select_largest(x: Array, count: int) -> tuple[Array, Array]:
     blocks = -(-width // _BLOCK)
     if width < _BLOCKS_FROM or count > blocks // 4:
         return lax.top_k(x, count)
-    fill = [(0, 0)] * (x.ndim - 1) + [(0, blocks * _BLOCK - width)]
-    x = jnp.pad(x, fill, constant_values=-jnp.inf).reshape(*x.shape[:-1], blocks, _BLOCK)
-    _, chosen = lax.top_k(jnp.max(x, axis=-1), count)
-    chosen = jnp.sort(chosen, axis=-1)
-    x = jnp.take_along_axis(x, chosen[..., None], axis=-2)
-    values, index = lax.top_k(x.reshape(*x.shape[:-2], -1), count)
-    index = jnp.take_along_axis(chosen, index // _BLOCK, axis=-1) * _BLOCK + index % _BLOCK
-    return values, jnp.minimum(index, width - 1)  # at -inf it may be of the filling
+    whole = width - width % _BLOCK
+    tops = jnp.max(x[..., :whole].reshape(*x.shape[:-1], -1, _BLOCK), axis=-1)
+    if whole < width:
+        tops = jnp.concatenate([tops, jnp.max(x[..., whole:], axis=-1, keepdims=True)], axis=-1)
+    _, chosen = lax.top_k(tops, count)
+    places = (jnp.sort(chosen, axis=-1)[..., None] * _BLOCK + jnp.arange(_BLOCK)).reshape(*chosen.shape[:-1], -1)
+    held = jnp.take_along_axis(x, jnp.minimum(places, width - 1), axis=-1, mode="promise_in_bounds")
+    values, index = lax.top_k(jnp.where(places < width, held, -jnp.inf), count)
+    return values, jnp.minimum(jnp.take_along_axis(places, index, axis=-1), width - 1)  # at -inf it may lie beyond

@@ -170,6 +170,29 @@ def run_lstm(parameters: tuple[Array, Array, Array], x: Array, mask: Array) -> A
     return outputs.astype(x.dtype)
 
 
+StepWeights = tuple[Array, Array]
+"""One layer's joined kernel `[4H, inputs + H]` and bias `[4H]` in the compute dtype, see `join_kernels`."""
+
+
+def join_kernels(input_kernel: Array, recurrent_kernel: Array, bias: Array, dtype: jnp.dtype) -> StepWeights:
+    """Input and recurrent kernel as one, an output a row: a step is then one product, and a quick one.
+
+    A product with few rows (the beams of one sentence) is the time in which the weights arrive from memory. On CPUs
+    XLA reads them at half the speed where the outputs are columns.
+    """
+    joined = jnp.concatenate([input_kernel.T, recurrent_kernel.T], axis=1)
+    return joined.astype(dtype), bias.astype(dtype)
+
+
+def lstm_step(weights: StepWeights, parts: tuple[Array, ...], carry: Carry) -> Carry:
+    """One step of a layer: the parts of its input `[B, part]` and the old state to the new state."""
+    kernel, bias = weights
+    c, h = carry
+    x = jnp.concatenate([part.astype(kernel.dtype) for part in (*parts, h)], axis=-1)
+    z = jnp.einsum("bd,zd->bz", x, kernel, preferred_element_type=jnp.float32)
+    return lstm_cell(z + bias, c)
+
+
 class LSTM(nn.Module):
     """The parameters of one LSTM layer, and the two ways to run it: a whole sequence, or one step.
 
@@ -225,9 +248,10 @@ class LSTM(nn.Module):
         outputs, carry = lstm(self.project(*parts), kernel, mask, initial=initial, reverse=reverse)
         return outputs.astype(self.dtype), carry
 
-    def step(self, *parts: Array, carry: Carry) -> Carry:
+    def step_weights(self) -> StepWeights:
+        """The layer's parameters as `step` reads them, to be made once, before a loop over steps."""
+        return join_kernels(self.input_kernel, self.recurrent_kernel, self.bias, self.dtype)
+
+    def step(self, *parts: Array, carry: Carry, weights: StepWeights | None = None) -> Carry:
         """Runs one step: parts `[B, part]` and the old state to the new state."""
-        c, h = carry
-        kernel = self.recurrent_kernel.astype(self.dtype)
-        recurrent = jnp.dot(h.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-        return lstm_cell(self.project(*parts).astype(jnp.float32) + recurrent, c)
+        return lstm_step(self.step_weights() if weights is None else weights, parts, carry)

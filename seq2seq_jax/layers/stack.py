@@ -19,7 +19,7 @@ from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.layers.dropout import dropout_mask
 from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
 from seq2seq_jax.layers.parameters import declare, stacked
-from seq2seq_jax.layers.recurrent import Carry, lstm, lstm_cell, product
+from seq2seq_jax.layers.recurrent import Carry, StepWeights, join_kernels, lstm, lstm_step, product
 
 Layer = Callable[[PyTree, Any, Carry | None, Array, PyTree], tuple[Carry, Array]]
 """`layer(parameters, n, carry, x [T, B, D], extras) -> (carry, x)`: layer n over a piece; no carry is zeros."""
@@ -130,17 +130,18 @@ class LSTMStack(nn.Module):
 
         return self.run(layer, parameters, initial, x, extras, width=width, reverse=reverse)
 
-    def step(self, x: Array, side: Array | None = None, *, carry: Carry) -> tuple[Array, Carry]:
+    def step_weights(self) -> tuple[StepWeights, ...]:
+        """The parameters of every layer as `step` reads them, to be made once, before a loop over steps."""
+        layers = zip(self.input_kernel, self.recurrent_kernel, self.bias, strict=True)
+        return tuple(join_kernels(kernel, recurrent, bias, self.dtype) for kernel, recurrent, bias in layers)
+
+    def step(
+        self, x: Array, side: Array | None = None, *, carry: Carry, weights: tuple[StepWeights, ...] | None = None
+    ) -> tuple[Array, Carry]:
         """Runs one step: `[B, H]`, the side input `[B, side_features]` and states `[B, L, H]` to output and states."""
-        states, width = [], self.features
-        for n in range(self.layers):
-            kernel, recurrent = (part[n].astype(self.dtype) for part in (self.input_kernel, self.recurrent_kernel))
-            c, h = carry[0][:, n], carry[1][:, n]
-            z = self.bias[n].astype(self.dtype) + x @ kernel[:width]
-            if side is not None:
-                z = z + side.astype(self.dtype) @ kernel[width:]
-            z = z.astype(jnp.float32) + jnp.dot(h.astype(self.dtype), recurrent, preferred_element_type=jnp.float32)
-            states.append(lstm_cell(z, c))
+        states = []
+        for n, own in enumerate(self.step_weights() if weights is None else weights):
+            states.append(lstm_step(own, (x,) if side is None else (x, side), (carry[0][:, n], carry[1][:, n])))
             y = states[-1][1].astype(x.dtype)
             x = y + x if n >= self.residual_from else y
         return x, (jnp.stack([c for c, _ in states], 1), jnp.stack([h for _, h in states], 1))

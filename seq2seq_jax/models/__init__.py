@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
+from seq2seq_jax.models.language_model import LanguageModelConfig, LSTMLanguageModel
 from seq2seq_jax.models.lstm import LSTMConfig, LSTMSeq2Seq
 
-MODELS = {"gnmt": (GNMT, GNMTConfig), "lstm": (LSTMSeq2Seq, LSTMConfig)}
+MODELS = {
+    "gnmt": (GNMT, GNMTConfig),
+    "language_model": (LSTMLanguageModel, LanguageModelConfig),
+    "lstm": (LSTMSeq2Seq, LSTMConfig),
+}
 """name -> (linen module, its frozen Config)."""

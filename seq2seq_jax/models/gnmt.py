@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
+from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
 from seq2seq_jax.layers.attention import AdditiveAttention, attend
 from seq2seq_jax.layers.dropout import Dropout, dropout_mask, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
@@ -236,8 +236,16 @@ class GNMT(nn.Module):
         zeros = jnp.zeros_like(memory.hidden, jnp.float32, shape=shape)
         return GNMTCache(c=zeros, h=zeros)
 
-    def decode_step(self, token: Array, step: Array, memory: Memory, cache: GNMTCache) -> StepOutput:
+    def step_weights(self) -> tuple[PyTree, ...]:
+        """The weights of the decoder's layers as `decode_step` reads them."""
+        above = () if self.config.decoder_layers == 1 else self.decoder_stack.step_weights()
+        return self.decoder_bottom.step_weights(), above
+
+    def decode_step(
+        self, token: Array, step: Array, memory: Memory, cache: GNMTCache, weights: PyTree = None
+    ) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
+        own = self.step_weights() if weights is None else weights
         del step  # a recurrent decoder's clock is its state
         dtype = jnp.dtype(self.config.dtype)
 
@@ -248,18 +256,18 @@ class GNMT(nn.Module):
         bottom = (cache.c[:, 0], cache.h[:, 0])
         x = self.target_embedding(token)
         if self.config.attention_from == "previous_step":
-            context, weights = ask(bottom[1])
-            bottom = self.decoder_bottom.step(x, context, carry=bottom)
+            context, attention = ask(bottom[1])
+            bottom = self.decoder_bottom.step(x, context, carry=bottom, weights=own[0])
         else:
-            bottom = self.decoder_bottom.step(x, carry=bottom)
-            context, weights = ask(bottom[1])
+            bottom = self.decoder_bottom.step(x, carry=bottom, weights=own[0])
+            context, attention = ask(bottom[1])
         x = bottom[1].astype(dtype)
         c, h = bottom[0][:, None], bottom[1][:, None]
         if self.config.decoder_layers > 1:
-            x, above = self.decoder_stack.step(x, context, carry=(cache.c[:, 1:], cache.h[:, 1:]))
+            x, above = self.decoder_stack.step(x, context, carry=(cache.c[:, 1:], cache.h[:, 1:]), weights=own[1])
             c, h = jnp.concatenate([c, above[0]], 1), jnp.concatenate([h, above[1]], 1)
         new = GNMTCache(c=c, h=h)
-        return StepOutput(hidden=x, attention=weights, cache=new)
+        return StepOutput(hidden=x, attention=attention, cache=new)
 
     @property
     def _shared(self) -> Array | None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, StepOutput
+from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
 from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
 from seq2seq_jax.layers.stack import LSTMStack, run_in_order
@@ -119,10 +119,16 @@ class LSTMSeq2Seq(nn.Module):
         """The encoder's last state; `max_len` is not needed by a recurrent decoder."""
         return memory.projected
 
-    def decode_step(self, token: Array, step: Array, memory: Memory, cache: LSTMState) -> StepOutput:
+    def step_weights(self) -> tuple[PyTree, ...]:
+        """The weights of the decoder's layers as `decode_step` reads them."""
+        return self.decoder.step_weights()
+
+    def decode_step(
+        self, token: Array, step: Array, memory: Memory, cache: LSTMState, weights: PyTree = None
+    ) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
         del step, memory
-        x, (c, h) = self.decoder.step(self.target_embedding(token), carry=(cache.c, cache.h))
+        x, (c, h) = self.decoder.step(self.target_embedding(token), carry=(cache.c, cache.h), weights=weights)
         return StepOutput(hidden=x, attention=None, cache=LSTMState(c=c, h=h))
 
     def softmax_weights(self) -> tuple[Array, Array]:

@@ -7,6 +7,9 @@
 3. WORKDIR: the model is trained on data.train and that corpus, whose sources begin with a tag, `<bt>`, so that it
    can tell them from real ones (Caswell et al. 2019, arXiv:1906.06442).
 
+The reverse model searches by `config.decode`, whatever its method, but alone: `decode.ensemble`, `language_model`,
+`prefix`, `must` and `must_not` belong to the other direction and are left out.
+
 The same command goes on at whatever stage it was interrupted.
 """
 
@@ -24,20 +27,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import RESUMABLE, check_resume, load_config, with_absolute_prefixes
+from seq2seq_jax.config import RESUMABLE, check_resume, default_config, load_config, with_absolute_prefixes
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import CorpusSpec, parse_corpora, without_name
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment, hash_parameters
-from seq2seq_jax.interfaces import Array, Hypotheses, PyTree
+from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.train import train
-from seq2seq_jax.tasks.search import Sampling, make_draw
+from seq2seq_jax.tasks.methods import make_ranking
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.writers import format_duration, replace_text, write_json
@@ -48,6 +49,15 @@ PART_LINES = 4096
 
 TAG = "bt"
 SYNTHETIC = "synthetic"
+ONE_DIRECTION = ("ensemble", "language_model", "prefix", "must", "must_not")
+"""Keys of `config.decode` that are models or texts of the direction that is trained: the reverse model has none."""
+
+RANKED = ("length_normalisation", "length_penalty", "word_bonus", "coverage_penalty", "prune", "stop", "unfinished")
+"""Keys of `config.decode` that are a preset's where they are not set."""
+
+SIZES = ("length_factor", "length_extra", "rows", "max_source_len")
+"""Keys of `config.decode` that count for samples of the whole distribution, too."""
+
 KEPT, REASONS = "kept", ("blank", "too long", "empty", "unfinished", "copy")
 
 
@@ -131,6 +141,7 @@ def reverse_config(config: ConfigDict) -> ConfigDict:
     turned.data.source, turned.data.target = config.data.target, config.data.source
     turned.data.reversed = not config.data.reversed
     turned.data.monolingual, turned.data.monolingual_search = "", "beam"
+    turned.decode.update({key: "" for key in ONE_DIRECTION})
     other = {"source": "target", "target": "source"}
     turned.data.subword_sides = other.get(config.data.subword_sides, config.data.subword_sides)
     turned.vocab.file = ",".join(reversed(config.vocab.file.split(",")))
@@ -200,22 +211,47 @@ def _load_reverse(config: ConfigDict, text: Monolingual, source: Path) -> tuple[
             f"--reverse={source}: translates {'-'.join(direction)}, but {config.data.target}-{config.data.source} is "
             "needed: give a run of the other direction."
         )
-    saved.decode, saved.parallel = config.decode, config.parallel
-    saved.data.monolingual_search = config.data.monolingual_search
+    kind, seed = config.data.monolingual_search, saved.train.seed
+    saved.decode, saved.parallel = search_keys(config.decode, kind, seed=seed), config.parallel
+    saved.data.monolingual_search = kind
     saved.data.rows_multiple = config.data.rows_multiple
     experiment, chosen = load_run(saved, Folder(source))
     params = chosen.state.averaged
     recipe = {
         "monolingual text": text.digest,
         "reverse model": hash_parameters(params),
-        "search": {
-            **config.decode.to_dict(),
-            "kind": config.data.monolingual_search,
-            "seed": experiment.config.train.seed,
-        },
+        "search": {**saved.decode.to_dict(), "kind": kind},
         "lines in a part": PART_LINES,
     }
     return experiment, params, recipe
+
+
+def search_keys(keys: ConfigDict, kind: str, *, seed: int) -> ConfigDict:
+    """`config.decode` of the reverse model.
+
+    Args:
+        keys: `config.decode` of the model.
+        kind: `config.data.monolingual_search`. "beam" searches as `keys` say, whatever their method is, but alone and
+            without texts of the other language. "sampling" draws one output from the whole distribution (Edunov et al.
+            2018, arXiv:1808.09381): no token and no repetition is forbidden, and only the longest output is limited.
+        seed: of the draws of "sampling".
+    """
+    if kind == "beam":
+        return ConfigDict({**keys.to_dict(), **{key: "" for key in ONE_DIRECTION}})
+    own = {"method": "sampling", "seed": seed, **{key: keys[key] for key in SIZES}}
+    return ConfigDict({**default_config().decode.to_dict(), **own})
+
+
+def _settle(search: dict[str, Any]) -> dict[str, Any]:
+    """What the translations depend on, of a recipe's search: the same for keys left out, at their default, and spelled
+    out, so that a translation begun by an earlier version, which had fewer keys, goes on."""
+    keys = {**default_config().decode.to_dict(), **search}
+    if search["kind"] == "sampling":
+        return {key: keys[key] for key in ("kind", "seed", *SIZES)}
+    ranking = dataclasses.asdict(make_ranking(keys))
+    drawn = keys["method"] in ("sampling", "minimum_bayes_risk")
+    spelled = {"preset", *ONE_DIRECTION, *RANKED} | (set() if drawn else {"seed"})
+    return {**{key: value for key, value in keys.items() if key not in spelled}, "ranking": ranking}
 
 
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
@@ -224,7 +260,8 @@ def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
         write_json(note, recipe)
         return
     saved = json.loads(note.read_text())
-    changed = [key for key in recipe if saved.get(key) != recipe[key]]
+    before, now = ({**each, "search": _settle(each["search"])} for each in (saved, recipe))
+    changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{folder}: was made with another {' and another '.join(changed)}; put it back, or remove the folder to "
@@ -242,45 +279,17 @@ Translate = Callable[[int, list[str], Callable[[], None]], list[Translation]]
 
 
 def _make_translate(experiment: Experiment, params: PyTree) -> Translate:
-    """Builds `translate(number of the part, lines, poll)`, by the search of the config, or by sampling."""
-    config = experiment.config
-    if config.data.monolingual_search == "beam":
-        searching = experiment.translator()
-        return lambda part, lines, poll: searching.translate(params, lines, poll=poll)
-    drawing = _Drawing(experiment)
-    translator = experiment.translator(decode=drawing)
+    """Builds `translate(number of the part, lines, poll)`.
+
+    Draws are keyed by the number of their line: a part that is made again comes out the same.
+    """
+    search = experiment.training.make_search()
+    translator = experiment.translator(engine=experiment.engine(search, attention="none"))
 
     def translate(part: int, lines: list[str], poll: Callable[[], None]) -> list[Translation]:
-        drawing.begin(part)
-        return translator.translate(params, lines, poll=poll)
+        return translator.translate(params, lines, first=part * PART_LINES, poll=poll)
 
     return translate
-
-
-class _Drawing:
-    """One sample a sentence, unrestricted (Edunov et al. 2018, arXiv:1808.09381), in the place of a search.
-
-    Keys are those of the part and of the batch in it: a part that is made again comes out the same.
-    """
-
-    def __init__(self, experiment: Experiment) -> None:
-        training = experiment.training
-        boxed = training.boxed_state.params
-        self._draw = make_draw(training.model, training.make_search(), Sampling(1), training.layout, boxed)
-        self._key = jax.random.key(experiment.config.train.seed)
-        self._part = self._batch = 0
-
-    def begin(self, part: int) -> None:
-        """The next batch is the first one of this part."""
-        self._part, self._batch = part, 0
-
-    def __call__(
-        self, params: PyTree, source: Array, source_mask: Array, row_mask: Array, *, max_len: int
-    ) -> Hypotheses:
-        key = jax.random.fold_in(jax.random.fold_in(self._key, self._part), self._batch)
-        self._batch += 1
-        rows = jnp.arange(len(source), dtype=jnp.int32)
-        return self._draw(params, source, source_mask, row_mask, rows, key, max_len=max_len)
 
 
 def judge(line: str, found: Translation, normalised: str) -> str:

@@ -24,7 +24,9 @@ def make_dev_evaluation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Builds `evaluate(state) -> {"loss", "perplexity", "bleu"}` on dev."""
     config = experiment.config
-    translator = experiment.translator(beam_size=config.evaluate.dev_beam_size, tags=dev.tags)
+    search = experiment.training.make_search(config.evaluate.dev_beam_size, method="beam")
+    engine = experiment.engine(search, attention="none")  # the texts alone are read
+    translator = experiment.translator(method="beam", tags=dev.tags, engine=engine)
     count = config.evaluate.dev_sentences or len(dev)
     sums_of = CompiledStep(
         experiment.training.dev_sums(), shapes=DEV_SHAPES, tell=lambda line: None, meet=lambda: hosts.gather("dev")
@@ -47,6 +49,7 @@ def make_dev_evaluation(
             nll, weight = nll + float(sums["nll"]), weight + float(sums["weight"])
         hosts.gather("dev")
         found = translator.translate(state.averaged, dev.source[:count], poll=poll)
+        engine.forget()  # the next step rewrites these parameters
         texts, references = [item.text for item in found], get_references(dev)[:count]
         mean = nll / max(weight, 1.0)
         return {

@@ -29,13 +29,16 @@ OF_TRAINING = ("data.", "clean.", "train.", "sequence.")
 
 
 def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
-    """Evaluates a trained run's best checkpoint on `config.data.test`."""
+    """Evaluates a trained run's best checkpoint on `config.data.test`, with the models that search beside it."""
+    from seq2seq_jax.modes.ensemble import join_models  # which loads runs by this module
+
     folder = Folder(root)
     config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, folder)
     test = open_test(config, prepared_folder(config, root))
     with StopSignal(hosts.look) as stop:
-        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts)
+        models = join_models(experiment, chosen.state.averaged)
+        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts, models)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
     results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
     if hosts.is_primary:

@@ -29,6 +29,9 @@ SHIPPED = ("model", "vocab", "decode")
 PATHS = ("data.train", "data.dev", "data.test", "data.monolingual", "data.prepared", "vocab.file", "train.init_from")
 """Keys whose values may be folders of this machine."""
 
+COMPANIONS = ("ensemble", "language_model")
+"""Keys of `config.decode` that name other models. They stay here: a folder holds one model."""
+
 
 def export(config: ConfigDict, root: Path, output: str | None, *, licence: str = "", format: str = "folder") -> Path:
     """Writes the best checkpoint of the run in `root` as a model's folder; see `serve/model_folder.py`.
@@ -36,7 +39,7 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
     Its parameters are those that were evaluated: the moving average where the run keeps one.
 
     Args:
-        config: the run's; its `decode` goes along.
+        config: the run's; its `decode` goes along, without the other models that it may name.
         root: the run's folder.
         output: the folder to make.
         licence: what the card says; unknown if empty.
@@ -79,6 +82,9 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             metadata={"step": str(chosen.step), "seq2seq_jax": versions()["seq2seq_jax"], "licence": licence},
             card=write_card(facts),
         )
+    left = [f"config.decode.{key}" for key in COMPANIONS if config.decode[key]]
+    if left:
+        say(f"{' and '.join(left)} left out: the exported model translates alone, not with models of this machine")
     size = sum(path.stat().st_size for path in goal.expanduser().rglob("*") if path.is_file())
     say(f"exported step {chosen.step} to {output} ({size / 2**20:.1f} MiB); its card is {goal / 'README.md'}")
     return goal
@@ -97,6 +103,7 @@ def ship_config(config: ConfigDict) -> dict[str, Any]:
     """What of a config goes along with a model: no paths of this machine, nothing to train with."""
     kept = {name: config[name].to_dict() for name in SHIPPED}
     kept["vocab"]["file"] = ""
+    kept["decode"] |= dict.fromkeys(COMPANIONS, "")
     data = config.data
     of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and not holds_out(config, "test"))
     test = "phrasebook" if of_phrasebook else data.test if data.test.startswith("tfds:") else ""
@@ -154,7 +161,7 @@ def _changed_keys(config: ConfigDict) -> dict[str, Any]:
     return {
         key: _shorten(value) if key in PATHS else value
         for key, value in changed.items()
-        if not key.startswith("parallel.")
+        if not key.startswith("parallel.") and key.removeprefix("decode.") not in COMPANIONS
     }
 
 

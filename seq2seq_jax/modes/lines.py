@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -39,8 +39,16 @@ def open_output(target: str | None) -> Iterator[TextIO]:
         raise
 
 
-def read_input(path: str | None) -> Iterator[str]:
-    """Lines without their ends, from a file or standard input; only "\\n" ends a line."""
+def read_input(path: str | None, *, flag: str = "input") -> Generator[str, None, None]:
+    """Lines without their ends, from a file or standard input; only "\\n" ends a line.
+
+    Args:
+        path: of the file; None is standard input.
+        flag: the flag that named it, for messages.
+
+    Raises:
+        UserError: the file cannot be read (at once), or is not UTF-8 (at the line).
+    """
     if path is None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8", newline="\n")
@@ -48,16 +56,30 @@ def read_input(path: str | None) -> Iterator[str]:
     try:
         file = open(path, encoding="utf-8", newline="\n")  # now: what cannot be read is told before a model is loaded
     except OSError as error:
-        raise UserError(f"--input={path}: cannot be read ({error.strerror}).") from error
-    return _file_lines(file, path)
+        raise UserError(f"--{flag}={path}: cannot be read ({error.strerror}).") from error
+    lines = _file_lines(file, path)
+    next(lines)  # from here on closing the lines closes the file, read or not
+    return lines
 
 
-def _file_lines(file: TextIO, name: str) -> Iterator[str]:
+def count_lines(path: str | None) -> int | None:
+    """How many lines a regular file has, as `read_input` reads them; None of a pipe, which is not read twice."""
+    if path is None or not Path(path).is_file():
+        return None
+    count, last = 0, b"\n"
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            count, last = count + block.count(b"\n"), block[-1:]
+    return count + (last != b"\n")
+
+
+def _file_lines(file: TextIO, name: str) -> Generator[str, None, None]:
     with file:
+        yield ""
         yield from _lines(file, name)
 
 
-def _lines(stream: TextIO, name: str) -> Iterator[str]:
+def _lines(stream: TextIO, name: str) -> Generator[str, None, None]:
     number = 0
     try:
         for line in stream:

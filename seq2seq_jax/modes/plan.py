@@ -7,11 +7,12 @@ programs are read (`parallel/topology.py`). All figures are of one device unless
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Training, count_parameters, make_training
-from seq2seq_jax.modes.scoring import say
+from seq2seq_jax.modes.scoring import describe_search, say
 from seq2seq_jax.parallel.layout import fill_sizes
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
@@ -201,19 +202,21 @@ def _plan_accumulated(
 
 def _plan_decode(training: Training, hardware: Hardware, source_len: int, effort: float) -> dict[str, Any]:
     """The search over `decode.rows` sentences, or as many more as devices that share them."""
-    keys, sizes = training.config.decode, training.mesh.shape
-    ways = sizes["data"] * sizes["fsdp"]
+    keys, ways = training.config.decode, training.mesh.shape["data"] * training.mesh.shape["fsdp"]
     rows = -(-keys.rows // ways) * ways
-    max_len = training.make_search().longest(source_len)
+    how, search = training.make_search(), cast(Any, training.search())
+    max_len = how.longest(source_len)
     params = training.abstract_state().params
     tokens = jax.ShapeDtypeStruct((rows, source_len), jnp.int32)
     mask, real = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.bool_)
     held = {"parameters": count_bytes_per_device(params), "batch": 5.0 * rows * source_len}
-    search: Any = training.search()
-    report = _compile(
-        "search", training, hardware, held, effort, lambda: search.lower(params, tokens, mask, real, max_len=max_len)
-    )
-    report |= {"rows": rows, "beam_size": keys.beam_size, "max_len": max_len}
+    given: list[Any] = [params, tokens, mask, real]
+    if getattr(how.method, "temperature", 0.0) > 0:  # it draws, by the number of each row and a key
+        given += [jax.ShapeDtypeStruct((rows,), jnp.int32), jax.eval_shape(jax.random.key, 0)]
+    lower = functools.partial(search.lower, *given, max_len=max_len)
+    report = _compile("search", training, hardware, held, effort, lower)
+    report |= {"rows": rows, "beam_size": keys.beam_size, "max_len": max_len, "search": describe_search(keys)}
+    report["left_out"] = "the models that search beside this one" if keys.ensemble or keys.language_model else ""
     if "seconds" in report:
         report["sentences_per_second"] = rows / report["seconds"]["step"]
     return report
@@ -352,7 +355,7 @@ def _render_program(title: str, part: dict[str, Any], hardware: dict[str, Any]) 
         return [f"{title}, on each device: {memory}", f"  {part['cure']}"]
     shape = f" of {part['batches']:,} batches" if part.get("batches", 1) > 1 else ""
     if "rows" in part:
-        shape = f" ({part['rows']:,} sentences, beam {part['beam_size']}, at most {part['max_len']} tokens)"
+        shape = f" ({part['rows']:,} sentences, {part['search']}, at most {part['max_len']} tokens)"
     lines = [
         f"{title}{shape}, on each device; compiled in {part['compile_seconds']:.0f} s",
         f"  memory     {_bytes(part['memory']['total'])} of {_bytes(hardware['memory'])}: {memory}",
@@ -360,7 +363,7 @@ def _render_program(title: str, part: dict[str, Any], hardware: dict[str, Any]) 
         f"{part['loop_iterations']:,.0f} iterations of loops",
     ]
     if part.get("left_out"):
-        lines.append(f"  left out   {part['left_out']}: neither its memory nor its time is in this plan")
+        lines.append(f"  left out   {part['left_out']}: neither the memory nor the time of it is in this plan")
     lines += [f"  not known  how often this loop runs, counted once: {name}" for name in part["unbounded_loops"]]
     lines += [
         f"  collective {line['kind']} over {line['axis']}: {line['calls']:,.0f} calls, {_bytes(line['bytes'])}, "

@@ -7,14 +7,17 @@ import time
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.attention_maps import save_attention_map
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.serve.translate import moses_nbest
+from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Restored
 from seq2seq_jax.train.signals import StopSignal
@@ -41,25 +44,44 @@ def evaluate_test(
     folder: Folder,
     stop: StopSignal,
     hosts: Hosts = ALONE,
+    models: tuple[Program, PyTree] | None = None,
 ) -> dict[str, Any]:
     """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder.
 
-    All hosts translate all of it together; the first one scores and writes.
+    All hosts translate all of it together; the first one scores and writes. `models` search in the place of the run's
+    own; see `modes.ensemble.join_models`.
     """
     config = experiment.config
+    program, params = models or (experiment.training.program, chosen.state.averaged)
     get_references(test)  # refuses before the work, not after it
 
     def poll() -> None:
         stop.check("during the evaluation on test")
 
-    say(f"translating {len(test)} test sentences with beam {config.decode.beam_size} from step {chosen.step}")
+    say(f"translating {len(test)} test sentences by {describe_search(config.decode)} from step {chosen.step}")
     hosts.gather("test")
     started = time.monotonic()
-    found = experiment.translator(tags=test.tags).translate(chosen.state.averaged, test.source, poll=poll)
+    attention = "all" if config.decode.method == "minimum_bayes_risk" else "best"  # the best is known only afterwards
+    engine = experiment.engine(experiment.training.make_search(), attention=attention, program=program)
+    found = experiment.translator(tags=test.tags, engine=engine).translate(params, test.source, poll=poll)
     seconds = time.monotonic() - started
     return hosts.share(
         "test", lambda: {**_score(experiment, found, test, folder), "step": chosen.step, "seconds": round(seconds, 1)}
     )
+
+
+def describe_search(keys: ConfigDict) -> str:
+    """What `config.decode` searches with, in words: "beam 5", or "beam 5 (preset fairseq, ensemble runs/b)"."""
+    if keys.method == "beam":
+        found = f"beam {keys.beam_size}"
+    elif keys.method == "minimum_bayes_risk":
+        found = f"{keys.method} of {keys.candidates} candidates from {keys.candidates_from}"
+    else:
+        found = keys.method
+    more = [f"{key} {keys[key]}" for key in ("ensemble", "language_model") if keys[key].strip()]
+    if keys.preset != "default":
+        more.insert(0, f"preset {keys.preset}")
+    return f"{found} ({', '.join(more)})" if more else found
 
 
 def _score(experiment: Experiment, found: list[Translation], test: ParallelText, folder: Folder) -> dict[str, Any]:
@@ -73,7 +95,8 @@ def _score(experiment: Experiment, found: list[Translation], test: ParallelText,
     replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
     target = test.languages[1] or config.data.target
     scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=target))
-    scores |= {"sentences": len(test), "beam_size": config.decode.beam_size}
+    searched = ("method", "preset", "beam_size", "ensemble", "language_model")
+    scores |= {"sentences": len(test), **{key: config.decode[key] for key in searched}}
     return scores | {"samples": _show_samples(experiment, found, test, folder)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from seq2seq_jax.decode.sample import Draws
 from seq2seq_jax.evaluate.rewards import make_reward
 from seq2seq_jax.experiment import Experiment
-from seq2seq_jax.interfaces import Array, Batch, Hypotheses, PyTree
+from seq2seq_jax.interfaces import Array, Batch, PyTree
 from seq2seq_jax.parallel.shard import batch_sharding
-from seq2seq_jax.tasks.search import Sampling, make_decode, make_draw
+from seq2seq_jax.tasks.methods import IDS, make_method
+from seq2seq_jax.tasks.search import make_decode
 from seq2seq_jax.tasks.sequence import Judge, make_propose
 from seq2seq_jax.train.loop import Step
 from seq2seq_jax.train.sequence import SequenceStep, batch_key
@@ -58,18 +61,14 @@ def make_sequence_step(
 def jit_propose(experiment: Experiment) -> Any:
     """The jitted `propose(params, number of the batch, batch)` of a config; what it finds is on all hosts."""
     config, training = experiment.config, experiment.training
-    parts = training.layout, training.boxed_state.params
     count, seed = config.sequence.candidates, config.train.seed
-    search = training.make_search(count)
-    if config.sequence.proposals == "sample":
-        propose = make_propose(make_draw(training.model, search, Sampling(count), *parts))
+    search = training.make_search()
+    if config.sequence.proposals == "sample":  # the model's own distribution, whatever is decoded with
+        draws = Draws(samples=count, **IDS)
+        search = dataclasses.replace(search, method=draws, shortest_factor=0.0, shortest_extra=0)
     else:
-        decode = make_decode(training.model, search, *parts)
-
-        def find(params: PyTree, *given: Array, max_len: int) -> Hypotheses:
-            return decode(params, *given[:3], max_len=max_len)  # a search needs neither row numbers nor a key
-
-        propose = make_propose(find)
+        search = dataclasses.replace(search, method=make_method(config.decode, method="beam", size=count))
+    propose = make_propose(make_decode(training.program, search, attention=False))
 
     def numbered(params: PyTree, number: Array, batch: Batch) -> Any:
         return propose(params, batch, batch_key(seed, number))

@@ -38,6 +38,7 @@ from seq2seq_jax.experiment import (
     versions,
 )
 from seq2seq_jax.modes.dev_scores import make_dev_evaluation
+from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import best_by
 from seq2seq_jax.modes.scoring import evaluate_test, say, warn
 from seq2seq_jax.modes.sequence_step import make_sequence_step
@@ -95,7 +96,8 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
             say(f"stopped early at step {int(state.step)}: {evaluations.describe()}")
         trained = {"parameters_sha256": hash_parameters(state.averaged), "steps": int(state.step)}
         chosen = _choose(experiment, checkpoints, state)
-        scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts)
+        models = join_models(experiment, chosen.state.averaged)
+        scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts, models)
         totals = _sum_up(folder.metrics)
     results = {
         "test": scores,
@@ -129,6 +131,7 @@ def _set_up(config: ConfigDict, folder: Folder, hosts: Hosts) -> tuple[Experimen
     devices = [device.device_kind for device in jax.local_devices()]
     hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
     experiment = build(config, vocabs)
+    join_models(experiment, None)  # refuses now what the test at the end could not search with
     corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
     if hosts.is_primary:
         write_json(folder.config, config.to_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Protocol, TextIO, TypeVar
 T = TypeVar("T")
 
 PAUSE = 0.02
-"""Seconds that the first line of a group waits for others, at most."""
+"""Seconds that the first line of a group waits for others, at most, where there were others before."""
 
 _END = None
 
@@ -29,11 +30,18 @@ class Candidate(Protocol):
     def log_prob(self) -> float: ...
 
 
+def split(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
+    """Groups of `most` lines; the last has what is left."""
+    left = iter(lines)
+    while group := list(itertools.islice(left, most)):
+        yield group
+
+
 def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
     """Groups of lines as they come: whatever is there, at most `most`, at least one.
 
     A thread reads ahead, so that a slow writer gets each line answered at once and a fast one gets
-    full groups. An error while reading is raised here.
+    full groups. Who writes line by line is not made to wait for more. An error while reading is raised here.
     """
     arrived: queue.Queue[str | BaseException | None] = queue.Queue(maxsize=4 * most)
 
@@ -46,10 +54,11 @@ def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
             arrived.put(error)
 
     threading.Thread(target=read, name="read lines", daemon=True).start()
+    pause = PAUSE
     while True:
         item = arrived.get()
         group: list[str] = []
-        end = time.monotonic() + PAUSE
+        end = time.monotonic() + pause
         while isinstance(item, str):
             group.append(item)
             if len(group) == most:
@@ -61,6 +70,7 @@ def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
                 break
         if group:
             yield group
+            pause = PAUSE if len(group) > 1 else 0.0
         if isinstance(item, BaseException):
             raise item
         if item is _END:
@@ -68,27 +78,25 @@ def gather(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
 
 
 def stream(
-    lines: Iterable[str],
+    groups: Iterable[list[str]],
     output: TextIO,
     *,
     translate: Callable[[list[str]], Sequence[T]],
     render: Callable[[int, T], str],
-    most: int,
 ) -> int:
-    """Translates lines as they come and writes each group at once.
+    """Translates groups of lines and writes each at once.
 
     Args:
-        lines: the input, without line ends.
+        groups: the input, lines without their ends; see `gather` and `split`.
         output: where the rendered text goes; flushed after every group.
         translate: a group of lines to as many results.
         render: line number (from 0) and result to what is written, line ends included.
-        most: most lines translated at a time.
 
     Returns:
         How many lines were translated.
     """
     count = 0
-    for group in gather(lines, most=most):
+    for group in groups:
         for result in translate(group):
             output.write(render(count, result))
             count += 1
@@ -99,6 +107,7 @@ def stream(
 def moses_nbest(number: int, candidates: Sequence[Candidate]) -> str:
     """An n-best list as Moses writes it: `number ||| text ||| features ||| score`, a line each.
 
-    The feature `LogProb` is the model's log-probability; the last field is what the search ranked by.
+    The feature `LogProb` is the log-probability of what searched (with a language model, the weighted sum); the last
+    field is what the search ranked by.
     """
     return "".join(f"{number} ||| {c.text} ||| LogProb= {c.log_prob:.6f} ||| {c.score:.6f}\n" for c in candidates)

@@ -161,7 +161,7 @@ def make_propose(search: Callable[..., Hypotheses]) -> Callable[[PyTree, Batch, 
     """Builds `propose(params, batch, key) -> Proposals`, to be jitted.
 
     Args:
-        search: `search(params, source, source_mask, row_mask, rows, key, *, max_len)`; see `search.make_draw`.
+        search: `search(params, source, source_mask, row_mask, rows, key, *, max_len)`; see `search.make_decode`.
     """
 
     def propose(params: PyTree, batch: Batch, key: Array) -> Any:

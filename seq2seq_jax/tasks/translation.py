@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
-from seq2seq_jax.data.pipeline import length_batches, tag_ids
+from seq2seq_jax.data.pipeline import tag_ids
 from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.decode.beam import Beam
+from seq2seq_jax.decode.steps import Constraints
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import Hypotheses, PyTree
-from seq2seq_jax.tasks.search import Decode, Search
+from seq2seq_jax.tasks.constraints import Spelled, Wish, least_length, spell_wishes
+from seq2seq_jax.tasks.engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,13 @@ class Candidate:
     score: float
     log_prob: float
     finished: bool
+    attention: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    """[T, S] float32, where the model attends and it was asked for."""
+
+    @property
+    def alignment(self) -> list[int] | None:
+        """For each token the source position with the most weight."""
+        return None if self.attention is None else self.attention.argmax(axis=-1).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +41,6 @@ class Translation:
 
     source_pieces: list[str]
     candidates: list[Candidate]
-    attention: np.ndarray | None  # [T, S] of the best candidate, where the model attends
     cut: bool  # the source was longer than allowed
 
     @property
@@ -39,82 +48,131 @@ class Translation:
         """The best candidate's text; empty for a blank sentence."""
         return self.candidates[0].text if self.candidates else ""
 
+    @property
+    def attention(self) -> np.ndarray | None:
+        """Of the best candidate, `[T, S]`, where the model attends and it was asked for."""
+        return self.candidates[0].attention if self.candidates else None
+
 
 class Translator:
-    """Translates sentences with a model; holds the compiled searches, one a shape.
+    """Translates sentences with a model.
 
     Args:
-        decode: the jitted search, see `make_decode`.
+        engine: what searches; holds the compiled programs.
         vocabs: of both sides.
-        search: how it searches.
-        rows: sentences decoded at a time.
-        max_source_len: tokens with eos; a longer source is cut there.
         tags: names of the tokens put before every source, such as ("2de",).
+        rank: puts the candidates of a sentence, all with attention or none, into an order of its own, best first.
+        wish: what `config.decode` asks of every output for which nothing of its own is asked.
+
+    Raises:
+        UserError: the vocabulary cannot spell the wish, or the search cannot grant it.
     """
 
     def __init__(
         self,
-        decode: Decode,
+        engine: Engine,
         vocabs: Vocabs,
-        search: Search,
         *,
-        rows: int,
-        max_source_len: int,
         tags: Sequence[str] = (),
+        rank: Callable[[list[Candidate]], list[Candidate]] | None = None,
+        wish: Wish | None = None,
     ):
-        self._decode, self.vocabs, self.search = decode, vocabs, search
-        self.rows, self.max_source_len = rows, max_source_len
+        self.engine, self.vocabs = engine, vocabs
         self._before = tag_ids(vocabs.source, tags)
+        self._rank, self.wish = rank, wish or Wish()
+        self._spelled = self.spell([self.wish], where=lambda row: "config.decode.")
+
+    def spell(
+        self, wishes: Sequence[Wish | None], *, where: Callable[[int], str] = lambda row: f"wishes[{row}]: "
+    ) -> Spelled:
+        """What is asked of the outputs of some lines, for `translate`.
+
+        Args:
+            wishes: one each; None is what is asked of all.
+            where: from a row to what stands before "prefix", "must" or "must_not" in a message about it.
+
+        Raises:
+            UserError: the vocabulary cannot spell a wish, or the search cannot grant it.
+        """
+        asked = [self.wish if wish is None else wish for wish in wishes]
+        if not isinstance(self.engine.search.method, Beam):
+            for row, wish in enumerate(asked):
+                if wish.must:
+                    raise UserError(
+                        f"{where(row)}must needs a beam, but this search is greedy or draws its outputs; use "
+                        "config.decode.method='beam' and a beam size of 2 or more (config.decode.beam_size; on dev "
+                        "config.evaluate.dev_beam_size)."
+                    )
+        return spell_wishes(asked, self.vocabs.target, where=where)
 
     def translate(
-        self, params: PyTree, lines: Sequence[str], *, poll: Callable[[], None] = lambda: None
+        self,
+        params: PyTree,
+        lines: Sequence[str],
+        *,
+        wishes: Sequence[Wish | None] | None = None,
+        spelled: Spelled | None = None,
+        first: int = 0,
+        poll: Callable[[], None] = lambda: None,
+        tell: Callable[[int], None] = lambda count: None,
     ) -> list[Translation]:
-        """Translates sentences, in their order; `poll` is called before each batch and may raise to stop."""
-        eos = self.vocabs.source.eos_id
+        """Translates sentences, in their order.
+
+        Args:
+            params: of the model.
+            lines: the sentences.
+            wishes: what is asked of the output of each; None is what is asked of all.
+            spelled: the same of all lines from number 0 on, as `spell` made it: groups of lines share programs.
+            first: the number of the first one, by which draws are keyed.
+            poll: called between parts of the work; may raise to stop.
+            tell: receives how many sentences more are done.
+        """
+        eos, limit = self.vocabs.source.eos_id, self.engine.max_source_len - 1 - len(self._before)
         encoded = self.vocabs.source.encode_many(list(lines))
-        limit = self.max_source_len - 1 - len(self._before)
-        sources = [np.concatenate([self._before, ids[:limit], [eos]]).astype(np.int32) for ids in encoded]
-        done: list[Translation | None] = [
-            None if line.strip() and len(ids) else Translation([], [], None, False)
-            for line, ids in zip(lines, encoded, strict=True)
-        ]
-        waiting = [n for n, translation in enumerate(done) if translation is None]
-        for ids, source_len in self._batches([len(sources[n]) for n in waiting]):
-            poll()
-            rows = [waiting[n] if n >= 0 else -1 for n in ids]
-            found = self._decode_rows(params, [sources[n] if n >= 0 else None for n in rows], source_len)
-            for row, n in enumerate(rows):
-                if n >= 0:
-                    done[n] = self._read(found, row, sources[n], cut=len(encoded[n]) > limit)
-        return [translation for translation in done if translation is not None]
+        blank = [not line.strip() or not len(ids) for line, ids in zip(lines, encoded, strict=True)]
+        done = [Translation([], [], False) for _ in lines]
+        rows = [n for n, is_blank in enumerate(blank) if not is_blank]
+        sources = [np.concatenate([self._before, encoded[n][:limit], [eos]]).astype(np.int32) for n in rows]
+        constraints = self._pack(rows, first, wishes, spelled)
+        tell(len(lines) - len(rows))
+        found = self.engine.run(
+            params,
+            sources,
+            numbers=[first + n for n in rows],
+            constraints=constraints,
+            least=None if constraints is None else least_length(constraints).tolist(),
+            poll=poll,
+        )
+        for place, hypotheses in found:
+            n = rows[place]
+            done[n] = self._read(hypotheses, sources[place], cut=len(encoded[n]) > limit)
+            tell(1)
+        return done
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
-        """Few sentences are decoded in few rows: an answer to one person must not wait for 63 empty rows."""
-        rows = next((n for n in (1, 8) if len(lengths) <= n <= self.rows), self.rows)
-        return iter(length_batches(lengths, rows=rows, max_len=self.max_source_len))
+    def _pack(
+        self, rows: Sequence[int], first: int, wishes: Sequence[Wish | None] | None, spelled: Spelled | None
+    ) -> Constraints | None:
+        """The constraints of some of the lines; None where nothing is asked of any line."""
+        if spelled is not None:
+            rows = [first + n for n in rows]
+        elif wishes is not None:
+            spelled = self.spell(wishes)
+        else:
+            rows, spelled = [0] * len(rows), self._spelled
+        return spelled.pack(rows) if spelled else None
 
-    def _decode_rows(self, params: PyTree, sources: Sequence[np.ndarray | None], source_len: int) -> Hypotheses:
-        """Pads the rows (None only fills), searches, and brings the result to the host."""
-        tokens = np.zeros((len(sources), source_len), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, source in enumerate(sources):
-            if source is not None:
-                tokens[row, : len(source)] = source
-                mask[row, : len(source)] = True
-        row_mask = np.array([source is not None for source in sources])
-        found = self._decode(params, tokens, mask, row_mask, max_len=self.search.longest(source_len))
-        return jax.device_get(found)
-
-    def _read(self, found: Hypotheses, row: int, source: np.ndarray, *, cut: bool) -> Translation:
-        """One row of the search's arrays as text."""
+    def _read(self, found: Hypotheses, source: np.ndarray, *, cut: bool) -> Translation:
+        """What was found for one source as text."""
         vocab, candidates = self.vocabs.target, []
-        for n, length in enumerate(found.lengths[row].tolist()):
+        for n, length in enumerate(found.lengths.tolist()):
             if length > 0:
-                tokens = found.tokens[row, n, :length].tolist()
-                score, log_prob = float(found.scores[row, n]), float(found.log_probs[row, n])
+                tokens = found.tokens[n, :length].tolist()
                 text = " ".join(vocab.decode(tokens).splitlines())  # bytes can spell a line end: one line stays one
-                candidates.append(Candidate(text, tokens, score, log_prob, bool(found.finished[row, n])))
-        attention = None
-        if found.attention is not None and candidates:
-            attention = np.asarray(found.attention[row, 0, : len(candidates[0].tokens), : len(source)])
-        return Translation(self.vocabs.source.pieces(source), candidates, attention, cut)
+                attention = None
+                if found.attention is not None and n < len(found.attention):
+                    attention = np.array(found.attention[n, :length, : len(source)])
+                score, log_prob = float(found.scores[n]), float(found.log_probs[n])
+                candidates.append(Candidate(text, tokens, score, log_prob, bool(found.finished[n]), attention))
+        if self._rank is not None and candidates:
+            candidates = self._rank(candidates)
+        return Translation(self.vocabs.source.pieces(source), candidates, cut)

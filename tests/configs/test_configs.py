@@ -1,6 +1,9 @@
 """Every config file and preset builds a model, and its docstring tells people how to run it."""
 
+import hashlib
 import importlib.util
+import json
+import math
 from pathlib import Path
 
 import jax
@@ -20,10 +23,11 @@ from seq2seq_jax.config import (
 from seq2seq_jax.corpora import open_splits, open_test
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import count_parameters, make_model, make_training
+from seq2seq_jax.tasks.methods import make_ranking
 from seq2seq_jax.train.writers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-PRESETS = [("gnmt", ""), ("gnmt", "multi30k"), ("gnmt", "paper"), ("lstm", "")]
+PRESETS = [("gnmt", ""), ("gnmt", "multi30k"), ("gnmt", "paper"), ("language_model", ""), ("lstm", "")]
 
 
 def load(name):
@@ -50,7 +54,7 @@ def test_presets_build(name, preset):
     assert count_parameters(shapes) > 100_000
 
 
-@pytest.mark.parametrize("name", ["gnmt", "lstm"])
+@pytest.mark.parametrize("name", ["gnmt", "language_model", "lstm"])
 def test_docstrings_show_commands_and_unknown_presets_are_refused(name):
     module = load(name)
     assert f"--config=configs/{name}.py" in module.__doc__ and "arXiv" in module.__doc__
@@ -64,6 +68,9 @@ def test_the_paper_says_what_the_paper_says():
     assert config.vocab.size == 32_000 and not config.vocab.joint
     assert config.model.attention_from == "previous_step" and config.model.init_scale == 0.04
     assert config.train.clip_norm == 5.0 and config.train.adam_steps == 60_000
+    ranking = make_ranking(config.decode)
+    assert (ranking.length, ranking.length_penalty, ranking.coverage_penalty) == ("gnmt", 0.2, 0.2)
+    assert ranking.prune == 3.0
 
 
 def test_saved_config_reads_back_equal(tmp_path):
@@ -76,7 +83,7 @@ def test_saved_config_reads_back_equal(tmp_path):
 
 
 def test_every_number_has_a_rule_and_every_rule_a_key():
-    known = {key for model in ("gnmt", "lstm") for key in flatten(default_config(model))}
+    known = {key for model in keys.MODEL_KEYS for key in flatten(default_config(model))}
     assert set(keys.AT_LEAST) <= known and set(keys.CHOICES) <= known
     assert set(keys.SHARES) <= known
 
@@ -86,7 +93,7 @@ def test_a_misspelt_key_is_refused_and_the_right_one_named(key):
     config = default_config()
     with config.unlocked():
         section, _, name = key.rpartition(".")
-        config[section][name[:-1] + "x"] = config[section][name]
+        config[section][name + "x"] = config[section][name]
         del config[section][name]
     if key == "model.name":
         with pytest.raises(UserError, match=r"config\.model\.name must be"):
@@ -111,6 +118,114 @@ def test_types_are_held():
     config = ConfigDict(values)
     with pytest.raises(UserError, match=r"config\.train\.steps must be of type int"):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"groups": 2}, r"decode\.groups must divide config\.decode\.beam_size=5"),
+        ({"groups": 2, "beam_size": 1}, r"decode\.groups must divide config\.decode\.beam_size=1"),
+        ({"groups": 2, "method": "greedy"}, r"decode\.groups must be 1 with config\.decode\.method='greedy'"),
+        ({"groups": 2, "method": "sampling"}, r"decode\.groups must be 1 with .* only a beam has groups"),
+        ({"groups": 2, "method": "minimum_bayes_risk"}, r"decode\.groups must be 1 .*candidates_from='sampling'"),
+        (
+            {"groups": 3, "method": "minimum_bayes_risk", "candidates_from": "beam", "beam_size": 3},
+            r"decode\.groups must divide config\.decode\.candidates=32",
+        ),
+        ({"method": "minimum_bayes_risk", "temperature": 0.0}, r"decode\.temperature must be more than 0"),
+        ({"method": "minimum_bayes_risk", "top_k": 1}, r"decode\.top_k must be 0 or at least 2"),
+        ({"min_length_factor": 2.5}, r"decode\.min_length_factor must be at most config\.decode\.length_factor=2\.0"),
+        ({"top_p": 0.0}, r"decode\.top_p must be more than 0"),
+        ({"top_p": 1.5}, r"decode\.top_p must be .* at most 1"),
+        ({"method": "beem"}, r"decode\.method must be one of .* did you mean 'beam'"),
+        ({"candidates": 1}, r"decode\.candidates must be at least 2"),
+        ({"coverage_penalty": -0.5}, r"decode\.coverage_penalty must be at least 0, or -1 .*preset='default'"),
+        ({"prune": -2.0}, r"decode\.prune must be at least 0, or -1 .* but is -2\.0"),
+        *(
+            ({name: wrong}, rf"decode\.{name} must be a finite number, but is {wrong}")
+            for name in ("length_penalty", "word_bonus", "coverage_penalty", "prune")
+            for wrong in (math.nan, math.inf, -math.inf)
+        ),
+    ],
+    ids=str,
+)
+def test_searches_that_contradict_themselves_are_refused(changes, told):
+    config = default_config()
+    config.decode.update(changes)
+    with pytest.raises(UserError, match=told) as refused:
+        check_config(config)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"groups": 5},
+        {"groups": 2, "beam_size": 4, "method": "beam"},
+        {"groups": 4, "method": "minimum_bayes_risk", "candidates_from": "beam"},
+        {"method": "greedy", "temperature": 0.0},
+        {"method": "sampling", "temperature": 0.0, "top_k": 1},
+        {"method": "minimum_bayes_risk", "candidates_from": "beam", "temperature": 0.0},
+        {"length_penalty": -0.5, "word_bonus": -2.0, "coverage_penalty": -1, "prune": -1.0},
+    ],
+    ids=str,
+)
+def test_searches_that_make_sense_are_taken(changes):
+    config = default_config()
+    config.decode.update(changes)
+    check_config(config)
+
+
+def test_groups_divide_the_candidates_of_sequence_training():
+    config = default_config()
+    config.decode.groups = 5
+    config.sequence.update(objective="minimum_risk", proposals="nbest", candidates=8)
+    with pytest.raises(UserError, match=r"decode\.groups must divide config\.sequence\.candidates=8"):
+        check_config(config)
+    config.sequence.candidates = 10
+    check_config(config)
+
+
+OLD_DECODE = {
+    "beam_size": 5,
+    "length_penalty": 0.6,
+    "coverage_penalty": 0.2,
+    "length_factor": 2.0,
+    "length_extra": 10,
+    "rows": 64,
+    "max_source_len": 256,
+}
+"""`decode` of runs saved when 0.6 and 0.2 were the defaults, before there were presets."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({}, {}),
+        ({"beam_size": 8}, {"beam_size": 8}),
+        ({"length_penalty": 0.2}, {"length_penalty": 0.2}),
+        ({"coverage_penalty": 0.0}, {"coverage_penalty": 0.0}),
+        ({"length_penalty": 1.0, "coverage_penalty": 0.0}, {"length_penalty": 1.0, "coverage_penalty": 0.0}),
+    ],
+    ids=str,
+)
+def test_a_run_from_before_presets_goes_on(tmp_path, changed, wanted):
+    old = default_config().to_dict() | {"decode": OLD_DECODE | changed}
+    write_json(tmp_path / "config.json", old)
+    saved, now = load_config(tmp_path / "config.json"), default_config()
+    now.decode.update(wanted)
+    check_config(saved)
+    check_resume(now, saved, tmp_path / "config.json")
+    differing = {key: value for key, value in changed.items() if OLD_DECODE[key] != value}
+    kept = {f"decode.{key}": value for key, value in sorted(differing.items())} | {"model.name": "gnmt"}
+    assert hash_config(saved) == hash_config(now) == hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def test_numbers_that_were_set_beside_a_preset_stay(tmp_path):
+    config = default_config()
+    config.decode.update(preset="gnmt", length_penalty=0.6, coverage_penalty=0.2)
+    write_json(tmp_path / "config.json", config.to_dict())
+    assert load_config(tmp_path / "config.json").to_dict() == config.to_dict()
 
 
 def test_own_text_needs_one_prefix_and_holds_out_the_rest(tmp_path):

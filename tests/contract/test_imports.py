@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "corpora": ANYTHING,
     "modes": ANYTHING,
     "command_line": {"config"},
-    "loaded_model": {"config", "experiment", "modes.evaluate", "serve", "tasks", "train", "workdir"},
+    "loaded_model": {"config", "experiment", "modes.ensemble", "modes.evaluate", "serve", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
     "config": {"keys", "data.spec"},

@@ -187,3 +187,18 @@ def test_coverage_of_real_text_is_that_of_whole_lines(model, data_folder):
     missing = {word for word in words if UNK_ID in vocab.encode(word)}
     assert (found.tokens, found.types, found.unknown_types) == (words.total(), len(words), len(missing))
     assert found.unknown == sum(words[word] for word in missing) > 0
+
+
+def test_the_vocabulary_of_a_run_is_taken_as_it_is(tmp_path):
+    own = train_vocab(LINES, kind="sentencepiece", size=60, tags=("2de",))
+    own.save(tmp_path, "vocab_target")
+    path = tmp_path / "vocab_target.json"
+    found = read_vocabs(str(path), kind="sentencepiece", joint=True, tags=("2de",))
+    assert found.source is found.target and found.target.digest == own.digest and found.target == own
+    assert digest_files(str(path)) != [""]
+    with pytest.raises(UserError, match="no tag <2fr>"):
+        read_vocab(path, kind="sentencepiece", tags=("2fr",))
+    with pytest.raises(UserError, match=r"config\.vocab\.kind=sentencepiece"):
+        read_vocab(path, kind="word")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_vocab(tmp_path / "other.json", kind="sentencepiece")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from seq2seq_jax.decode.beam import beam_search
-from seq2seq_jax.decode.greedy import greedy_search
+from seq2seq_jax.decode.ranking import Ranking
+from seq2seq_jax.decode.sample import greedy_search
 from seq2seq_jax.decode.steps import seq2seq_step
 from seq2seq_jax.interfaces import Memory, StepOutput, StepResult
 
@@ -90,28 +92,28 @@ def run_search(step, rows, max_lengths, options, vocab_axes=()):
     """A search from a state for each row; greedy if the options name no beam."""
     search = beam_search if "beam_size" in options else greedy_search
     options = options | IDS | {"max_lengths": max_lengths, "max_len": STEPS, "vocab_axes": vocab_axes}
-    if "coverage_penalty" in options:
+    if "ranking" in options:
         options["source_mask"] = jnp.ones((rows.shape[0], SOURCE), bool)
     return search(step, {"state": rows, "constant": jnp.zeros(rows.shape)}, **options)
 
 
-def make_split_search(layout: Layout, vocab: int, options, *, padding_id=None):
+def make_split_search(layout: Layout, vocab: int, options, *, padding_id=None, change=lambda step: step):
     """The jitted search over parts, from what `place` returns."""
 
     def search(log_probs, attention, rows, max_lengths):
         step = make_step(log_probs, attention, vocab_axes=layout.vocab_axes, vocab=vocab, padding_id=padding_id)
-        return run_search(step, rows, max_lengths, options, layout.vocab_axes)
+        return run_search(change(step), rows, max_lengths, options, layout.vocab_axes)
 
     row = P(layout.row_axes or None)
     specs = (P(None, layout.vocab_axes), P(), row, row)
     return jax.jit(jax.shard_map(search, mesh=layout.make_mesh(), in_specs=specs, out_specs=row))
 
 
-def make_whole_search(options):
+def make_whole_search(options, *, change=lambda step: step):
     """The same over the whole vocabulary, on one device."""
 
     def search(log_probs, attention, rows, max_lengths):
-        return run_search(make_step(log_probs, attention), rows, max_lengths, options)
+        return run_search(change(make_step(log_probs, attention)), rows, max_lengths, options)
 
     return jax.jit(search)
 
@@ -131,7 +133,8 @@ def check_equal(split, whole):
             np.testing.assert_allclose(getattr(split, name), getattr(whole, name), rtol=1e-6, atol=1e-6)
 
 
-BEAM = {"beam_size": 3, "length_penalty": 0.7, "coverage_penalty": 0.2, "return_attention": True}
+GNMT = Ranking(length="gnmt", length_penalty=0.7, coverage_penalty=0.2)
+BEAM = {"beam_size": 3, "ranking": GNMT, "return_attention": True}
 GREEDY = {"return_attention": True}
 
 
@@ -153,6 +156,32 @@ def test_the_split_search_finds_the_same_with_and_without_ties(layout, options, 
         expected = whole(*place(tables))
         assert len({tuple(row) for row in expected.tokens[:, 0].tolist()}) > 1 and expected.lengths.max() > 2
         check_equal(split(*place(tables, parts=layout.parts)), expected)
+
+
+def want_tokens(step):
+    """The step with a token or two that have to be candidates, in any part, and banks that they lead to."""
+
+    def wanting(tokens, clock, cache):
+        state = cache["state"]
+        wanted = jnp.stack([(11 * state + 4) % 37, jnp.where(state % 2 == 0, -1, 36)], axis=-1)
+        wanted_met = jnp.stack([state % 3, state % 3], axis=-1)
+        return dataclasses.replace(step(tokens, clock, cache), wanted=wanted, wanted_met=wanted_met, met=state % 2)
+
+    return wanting
+
+
+def test_tokens_are_looked_up_in_all_parts():
+    """Those that have to be candidates, and the eos that is forced at the longest output."""
+    rules = Ranking(length="average", length_penalty=1.0, prune=4.0, stop="first", unfinished="end", end_among=2)
+    options = {"beam_size": 4, "ranking": rules}
+    tables = make_tables(3, 37)
+    tables["log_probs"][:, EOS] -= 6.0
+    expected = make_whole_search(options, change=want_tokens)(*place(tables, [5, 9, 4, 6, 8, 7]))
+    assert (expected.lengths[:, 0] > 2).any() and expected.finished[:, 0].all()
+    split = make_split_search(FOUR_BY_TWO, 37, options, change=want_tokens)
+    check_equal(split(*place(tables, [5, 9, 4, 6, 8, 7], parts=FOUR_BY_TWO.parts)), expected)
+    plain = make_whole_search(options)(*place(tables, [5, 9, 4, 6, 8, 7]))
+    assert (plain.tokens != expected.tokens).any()
 
 
 def test_candidates_are_sent_and_no_part_of_the_vocabulary():
@@ -214,7 +243,9 @@ class Tiny(nn.Module):
         return self.project(self.decode_step(token, token, memory, memory.hidden[:, 0]).hidden)
 
 
-@pytest.mark.parametrize("options", [{"beam_size": 4, "length_penalty": 0.6}, {}], ids=["beam", "greedy"])
+@pytest.mark.parametrize(
+    "options", [{"beam_size": 4, "ranking": Ranking(length="gnmt", length_penalty=0.6)}, {}], ids=["beam", "greedy"]
+)
 def test_a_model_whose_projection_is_split_and_whose_rows_lie_everywhere(options):
     """Rows are split over all axes; each group gathers its rows, searches them, and keeps its own."""
     layout = Layout((2, 1, 2, 2), ("stage", "tensor"))

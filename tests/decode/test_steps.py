@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from seq2seq_jax.decode.beam import beam_search
+from seq2seq_jax.decode.ranking import Ranking
 from seq2seq_jax.decode.steps import seq2seq_step, sequence_log_probs
 from seq2seq_jax.interfaces import Memory, StepOutput
 
@@ -48,7 +49,8 @@ def test_the_log_probs_of_a_search_equal_teacher_forcing():
     memory = Memory(hidden=jax.random.normal(keys[0], (2, 3, WIDTH)) * mask[..., None], mask=mask)
     model = Tiny()
     params = jax.jit(model.init)(keys[1], jnp.full((2, 1), BOS), memory)["params"]
-    options = {"beam_size": 3, "max_lengths": jnp.array([6, 5]), "max_len": 6, "length_penalty": 0.6}
+    ranking = Ranking("gnmt", length_penalty=0.6)
+    options = {"beam_size": 3, "max_lengths": jnp.array([6, 5]), "max_len": 6, "ranking": ranking}
     ids = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
 
     @jax.jit

@@ -7,11 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from seq2seq_jax.config import default_config, load_config
+from seq2seq_jax.decode.sample import Draws
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.modes import backtranslate as mode
+from seq2seq_jax.tasks.methods import IDS, make_method
 from seq2seq_jax.tasks.translation import Candidate, Translation
 
 TINY = (
@@ -131,6 +134,41 @@ def test_a_changed_text_or_search_is_noticed(done, folder, monkeypatch, capsys):
     assert "was made with another search; put it back" in capsys.readouterr().err
 
 
+def test_a_recipe_of_an_earlier_version_is_that_of_its_defaults_spelled_out(tmp_path):
+    earlier = {"beam_size": 5, "length_penalty": 0.6, "coverage_penalty": 0.2, "length_factor": 2.0, "seed": 7}
+    earlier |= {"length_extra": 10, "rows": 64, "max_source_len": 256, "kind": "beam"}  # `seed` was that of training
+    (tmp_path / "recipe.json").write_text(json.dumps({"lines": 1, "search": earlier}))
+
+    def check(kind="beam", **other):
+        keys = ConfigDict({**default_config().decode.to_dict(), **other})
+        found = mode.search_keys(keys, kind, seed=7).to_dict()
+        mode._check_recipe(tmp_path, {"lines": 1, "search": {**found, "kind": kind}})
+
+    check()
+    check(preset="default", prefix="Der", ensemble="runs/b")
+    for other in ({"preset": "fairseq"}, {"length_penalty": 1.0}, {"method": "greedy"}, {"no_repeat_ngram": 3}):
+        with pytest.raises(UserError, match="was made with another search"):
+            check(**other)
+    (tmp_path / "recipe.json").write_text(json.dumps({"lines": 1, "search": {**earlier, "kind": "sampling"}}))
+    check("sampling", beam_size=3, min_length_extra=2, top_k=4)
+    with pytest.raises(UserError, match="was made with another search"):
+        check("sampling", length_extra=20)
+
+
+def test_the_reverse_model_searches_alone_and_samples_draw_from_the_whole_distribution():
+    config = default_config()
+    config.decode.update(method="minimum_bayes_risk", candidates=4, ensemble="runs/b", language_model="runs/c")
+    config.decode.update(prefix="a", must="b", must_not="c", min_length_extra=3, no_repeat_ngram=2, max_loop=1)
+    config.decode.update(temperature=0.5, top_k=3, top_p=0.5, length_extra=7, preset="fairseq")
+    none = dict.fromkeys(("ensemble", "language_model", "prefix", "must", "must_not"), "")
+    beam, drawn = (mode.search_keys(config.decode, kind, seed=9) for kind in ("beam", "sampling"))
+    assert beam.to_dict() == {**config.decode.to_dict(), **none}
+    assert mode.reverse_config(config).decode.to_dict() == beam.to_dict() and config.decode.prefix == "a"
+    assert make_method(drawn) == Draws(samples=1, **IDS)
+    changed = {key for key, value in drawn.items() if value != default_config().decode[key]}
+    assert changed == {"method", "seed", "length_extra"} and (drawn.seed, drawn.length_extra) == (9, 7)
+
+
 def test_a_given_model_must_be_of_the_other_direction(done, folder, monkeypatch, tmp_path):
     root, _ = done
     config = load_config(root / "config.json")
@@ -158,7 +196,7 @@ def found_of(line, text=None, *, finished=True, cut=False):
     """A translation as the search gives it."""
     text = f"EN {line}" if text is None else text
     candidates = [Candidate(text, [5], 0.0, 0.0, finished)] if line.strip() else []
-    return Translation([], candidates, None, cut)
+    return Translation([], candidates, cut)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A model to give away: what is in the folder, that it translates alike, and that damage is seen."""
 
+import io
 import json
 import os
 import re
@@ -15,12 +16,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import seq2seq_jax
-from seq2seq_jax.config import default_config
+from seq2seq_jax.config import default_config, load_config
 from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import build
 from seq2seq_jax.main import main
 from seq2seq_jax.modes import export as exports
+from seq2seq_jax.modes.translate import translate
 from seq2seq_jax.serve.model_folder import write_model
 from seq2seq_jax.workdir import Folder
 
@@ -257,3 +259,50 @@ def test_a_model_of_one_language_takes_no_other_and_no_beam_of_nothing(exported)
             model.translate("one", **given)
     with pytest.raises(UserError, match="beam_size must be at least 1"):
         model.translate_nbest("one", 1, beam_size=0)
+
+
+def test_each_sentence_may_wish_for_something_of_its_own(exported, translations):
+    model = seq2seq_jax.load(exported)
+    begin = translations[2].split()[0]
+    lines, wishes = [LINES[0], LINES[2]], [{"prefix": begin}, None]
+    found = model.translate(lines, wishes=wishes)
+    assert found[0].startswith(begin) and found[1] == translations[2]
+    for wrong, words in (([{}], "one for each of 2"), ([None, {"most": "x"}], r"wishes\[1\]: .*'most'")):
+        with pytest.raises(UserError, match=words):
+            model.translate(lines, wishes=wrong)
+
+
+def test_the_models_beside_it_stay_here(tiny_run, tmp_path, capsys):
+    config = load_config(tiny_run / "config.json")
+    config.parallel.data = 1
+    others = {"ensemble": str(tmp_path / "other"), "language_model": str(tmp_path / "text")}
+    config.decode.update(others)
+    exports.export(config, tiny_run, str(tmp_path / "model"))
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "ensemble" in line]
+    assert "config.decode.ensemble and config.decode.language_model left out" in told
+    decode = json.loads((tmp_path / "model" / "config.json").read_text())["decode"]
+    assert decode == config.decode.to_dict() | {"ensemble": "", "language_model": ""}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert str(tmp_path) not in card and "decode.ensemble" not in card
+    assert config.decode.ensemble == others["ensemble"], "the run's own config is as it was"
+    assert seq2seq_jax.load(tmp_path / "model").translate("one red cat")
+
+
+def test_methods_without_a_beam_refuse_its_size_and_more_outputs_than_they_find(exported):
+    model = seq2seq_jax.load(exported)
+    for method in ("greedy", "sampling", "minimum_bayes_risk"):
+        model.config["decode"]["method"] = method
+        for ask in (lambda: model.translate("one", beam_size=3), lambda: model.translate_nbest("one", 1, beam_size=3)):
+            with pytest.raises(UserError, match=rf"beam_size must not be .*decode\.method='{method}'"):
+                ask()
+    model.config["decode"].update(method="greedy")
+    with pytest.raises(UserError, match="nbest must be at most 1"):
+        model.translate_nbest("one", 2)
+
+
+def test_nbest_of_greedy_search_is_refused(tmp_path):
+    config, output = default_config(), io.StringIO()
+    config.decode.method = "greedy"
+    with pytest.raises(UserError, match="--nbest must be at most 1"):
+        translate(config, tmp_path, iter(["one"]), output, nbest=2)
+    assert not output.getvalue()

@@ -78,6 +78,24 @@ def test_a_plan_is_json_and_text_and_has_the_search_too() -> None:
     assert "0.1 TFLOP/s" in text
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"method": "sampling", "ensemble": "runs/b"}, "sampling (ensemble runs/b)"),
+        ({"method": "minimum_bayes_risk", "candidates": 3}, "minimum_bayes_risk of 3 candidates from sampling"),
+        ({"method": "greedy"}, "greedy"),
+    ],
+)
+def test_every_method_has_a_plan(keys: dict[str, object], told: str) -> None:
+    config = small_config()
+    config.decode.update(keys)
+    report = plans.plan(config, NOWHERE, programs=("decode",))
+    assert report["decode"]["flops"] > 0 and report["decode"]["search"] == told
+    text = plans.render(report)
+    assert f"(8 sentences, {told}, at most 34 tokens)" in text
+    assert ("left out   the models that search beside this one" in text) == ("ensemble" in keys)
+
+
 def test_what_does_not_fit_ends_with_exit_code_2_and_says_what_to_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

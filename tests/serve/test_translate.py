@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from seq2seq_jax.serve import translate as serve
-from seq2seq_jax.serve.translate import gather, moses_nbest, stream
+from seq2seq_jax.serve.translate import gather, moses_nbest, split, stream
 
 SOON = 30.0  # seconds that something immediate may take on a busy machine
 
@@ -52,7 +53,7 @@ def test_an_answer_comes_before_the_input_ends():
             raise TimeoutError("the first line was not answered while the second was awaited")
         yield "second"
 
-    assert stream(lines(), output, translate=shout, render=number, most=64) == 2
+    assert stream(gather(lines(), most=64), output, translate=shout, render=number) == 2
     assert output.flushed == ["0 FIRST\n", "0 FIRST\n1 SECOND\n"]
 
 
@@ -64,10 +65,33 @@ def test_a_fast_writer_gets_full_groups_in_order_and_each_is_flushed(patient):
         return shout(group)
 
     lines = [f"line {n}" for n in range(11)]
-    assert stream(iter(lines), output, translate=translate, render=number, most=4) == 11
+    assert stream(gather(iter(lines), most=4), output, translate=translate, render=number) == 11
     assert groups == [lines[:4], lines[4:8], lines[8:]]
     wanted = [f"{n} LINE {n}\n" for n in range(11)]
     assert output.flushed == ["".join(wanted[:end]) for end in (4, 8, 11)]
+
+
+def test_who_writes_line_by_line_is_not_made_to_wait_for_more(monkeypatch):
+    """Each line is written when the one before is answered: after the first, none waits for the pause."""
+    monkeypatch.setattr(serve, "PAUSE", 0.5)
+    answered = threading.Semaphore(1)
+
+    def lines() -> Iterator[str]:
+        for line in "abcdefgh":
+            answered.acquire()
+            yield line
+
+    begun, groups = time.monotonic(), []
+    for group in gather(lines(), most=8):
+        groups.append(group)
+        answered.release()
+    assert groups == [[line] for line in "abcdefgh"]
+    assert time.monotonic() - begun < 7 * 0.5
+
+
+def test_a_file_is_split_into_parts():
+    assert list(split(iter("abcde"), most=2)) == [["a", "b"], ["c", "d"], ["e"]]
+    assert list(split(iter(""), most=2)) == []
 
 
 def test_the_reader_does_not_run_ahead_of_the_translation_without_bound(patient):
@@ -86,7 +110,7 @@ def test_the_reader_does_not_run_ahead_of_the_translation_without_bound(patient)
 def test_blank_lines_are_lines_and_no_input_is_no_output(patient):
     assert list(gather(iter(["", "a", ""]), most=2)) == [["", "a"], [""]]
     output = Pipe()
-    assert stream(iter([]), output, translate=shout, render=number, most=2) == 0
+    assert stream(gather(iter([]), most=2), output, translate=shout, render=number) == 0
     assert output.getvalue() == ""
 
 
@@ -100,7 +124,7 @@ def test_an_error_while_reading_is_raised_where_the_lines_are_used(patient, read
 
     output = Pipe()
     with pytest.raises(ValueError, match="the pipe broke"):
-        stream(lines(), output, translate=shout, render=number, most=2)
+        stream(gather(lines(), most=2), output, translate=shout, render=number)
     assert output.flushed[-1:] == ["".join(f"{n} {n}\n" for n in range(read))] * (read > 0)
 
 
@@ -112,7 +136,7 @@ def test_an_error_of_the_translation_goes_up_with_the_groups_before_it_written(p
 
     output = Pipe()
     with pytest.raises(RuntimeError, match="cannot"):
-        stream(iter(["a", "b", "bad"]), output, translate=translate, render=number, most=2)
+        stream(gather(iter(["a", "b", "bad"]), most=2), output, translate=translate, render=number)
     assert output.flushed == ["0 A\n1 B\n"]
 
 

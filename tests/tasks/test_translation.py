@@ -11,22 +11,28 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocabs
 from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.decode.beam import Beam
+from seq2seq_jax.decode.ranking import Ranking
+from seq2seq_jax.decode.sample import Draws
 from seq2seq_jax.interfaces import Batch, DecoderOutput, Memory
 from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
 from seq2seq_jax.models.lstm import LSTMConfig, LSTMSeq2Seq
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution, make_layout
+from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.loss import make_loss
-from seq2seq_jax.tasks.search import Search, make_decode
+from seq2seq_jax.tasks.search import Search, model_program
 from seq2seq_jax.tasks.translation import Translator
 
 SHORT = ["abc de", "fa", "gedab", "b"]
 LONG = "abcd efg gfe dc"  # 16 tokens with eos: it is padded to twice the length of the others
 CORPUS = [*SHORT, LONG]
 ALPHA, BETA = 0.6, 0.2
-SEARCH = Search(beam_size=3, length_penalty=ALPHA, coverage_penalty=BETA, length_factor=1.0, length_extra=2)
+IDS = {"bos_id": BOS_ID, "eos_id": EOS_ID, "pad_id": PAD_ID}
+RANKING = Ranking("gnmt", length_penalty=ALPHA, coverage_penalty=BETA)
+SEARCH = Search(Beam(3, RANKING, **IDS), length_factor=1.0, length_extra=2)
 WIDTH = 32  # XLA compiles it faster than a narrower one, whose products it unrolls
 
 
@@ -52,10 +58,10 @@ def randomise(model: nn.Module) -> dict:
     return jax.device_put(params)
 
 
-def make_search(model: nn.Module, search: Search):
-    """The jitted search on one device."""
+def make_engine(model: nn.Module, search: Search, **options) -> Engine:
+    """What searches, on one device."""
     layout = make_layout(data=1, fsdp=1, stage=1, tensor=1)
-    return make_decode(model, search, layout, shape_parameters(model))
+    return Engine(model_program(model, layout, shape_parameters(model)), search, **options)
 
 
 @functools.cache
@@ -68,9 +74,9 @@ def make_gnmt(dropout: float = 0.3) -> tuple[GNMT, dict]:
 
 
 @functools.cache
-def make_translator(rows: int = 8, max_source_len: int = 16) -> Translator:
-    decode = make_search(make_gnmt()[0], SEARCH)
-    return Translator(decode, make_vocabs(), SEARCH, rows=rows, max_source_len=max_source_len)
+def make_translator(rows: int = 8, max_source_len: int = 16, **options) -> Translator:
+    engine = make_engine(make_gnmt()[0], SEARCH, rows=rows, max_source_len=max_source_len, **options)
+    return Translator(engine, make_vocabs())
 
 
 def translate(lines: list[str], **options):
@@ -150,8 +156,8 @@ def test_candidates_are_distinct_and_sorted_those_that_ended_first():
     flags = [c.finished for item in found for c in item.candidates]
     assert any(flags) and not all(flags)
     for item in found:
-        assert len(item.candidates) == SEARCH.beam_size
-        assert len({tuple(c.tokens) for c in item.candidates}) == SEARCH.beam_size
+        assert len(item.candidates) == SEARCH.method.size
+        assert len({tuple(c.tokens) for c in item.candidates}) == SEARCH.method.size
         ranks = [(not c.finished, -c.score) for c in item.candidates]
         assert ranks == sorted(ranks)
         assert item.text == item.candidates[0].text
@@ -215,9 +221,11 @@ def test_the_score_is_that_of_gnmt():
 def test_a_model_without_attention_translates_too(beam_size):
     vocabs = make_vocabs()
     model = LSTMSeq2Seq(LSTMConfig(len(vocabs.source), len(vocabs.target), features=WIDTH, layers=1))
-    params, search = randomise(model), Search(beam_size, ALPHA, BETA, length_factor=1.0, length_extra=2)
-    decode = make_search(model, search)
-    found = Translator(decode, vocabs, search, rows=8, max_source_len=16).translate(params, CORPUS)
+    params = randomise(model)
+    method = Draws(samples=1, temperature=0.0, **IDS) if beam_size == 1 else Beam(beam_size, RANKING, **IDS)
+    search = Search(method, length_factor=1.0, length_extra=2)
+    engine = make_engine(model, search, rows=8, max_source_len=16)
+    found = Translator(engine, vocabs).translate(params, CORPUS)
     assert [(item.attention, len(item.candidates)) for item in found] == [(None, beam_size)] * len(CORPUS)
     pairs, candidates = pair_up(CORPUS, found)
     want = teacher_force(model, params, pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,11 +15,13 @@ from flax import linen as nn
 
 from seq2seq_jax.config import default_config
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID
+from seq2seq_jax.decode.sample import Draws
 from seq2seq_jax.experiment import Training, make_training
 from seq2seq_jax.interfaces import Batch
 from seq2seq_jax.parallel.shard import place_batch
 from seq2seq_jax.parallel.spread import spread_gradient
-from seq2seq_jax.tasks.search import Sampling, make_draw
+from seq2seq_jax.tasks.methods import IDS
+from seq2seq_jax.tasks.search import make_decode
 from seq2seq_jax.tasks.sequence import (
     Judge,
     Objective,
@@ -230,8 +233,8 @@ def share_of_fives(output: str, reference: str) -> float:
 @functools.cache
 def make_programs():
     training, objective = train(), Objective("reinforce", 0.0, False, 0.0)
-    draw = make_draw(training.model, training.make_search(1), Sampling(8), training.layout, None)
-    propose = make_propose(draw)
+    search = dataclasses.replace(training.make_search(), method=Draws(samples=8, **IDS))
+    propose = make_propose(make_decode(training.program, search, attention=False))
     optimizer = optax.adam(0.05)
     gradient = spread_gradient(
         make_sequence_loss(training.model, objective, chunk=256), training.layout, training.boxed_state.params

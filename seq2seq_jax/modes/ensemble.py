@@ -1,0 +1,118 @@
+"""Models that search together: other runs, and a language model, beside the run that translates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from seq2seq_jax.config import load_config
+from seq2seq_jax.decode.steps import Decoder, ensemble, fuse, language_model_decoder
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.parallel.layout import Execution
+from seq2seq_jax.tasks.search import Program
+from seq2seq_jax.workdir import Folder
+
+LANGUAGE_MODEL = "language_model"
+
+
+def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree]:
+    """What searches, and with which parameters: a run alone, or with those that its config names.
+
+    Reads `config.decode.ensemble` (runs' folders or exported models, separated by commas; all count alike) and
+    `config.decode.language_model`. They are laid out over the devices as the run itself is.
+
+    Args:
+        experiment: of the run.
+        params: of its model.
+
+    Returns:
+        The run's own program and `params`, where it names no others; else a program whose parameters are a tuple.
+
+    Raises:
+        UserError: a folder has no model, or one with other vocabularies.
+    """
+    program, keys = experiment.training.program, experiment.config.decode
+    names = [name.strip() for name in keys.ensemble.split(",") if name.strip()]
+    if names:
+        members = [load_member(name, experiment, "config.decode.ensemble") for name in names]
+        for name, (member, _) in zip(names, members, strict=True):
+            _check_member(name, member, experiment)
+        programs = [program, *(member.training.program for member, _ in members)]
+        program = _combine(programs, keys.ensemble_average)
+        params = (params, *(own for _, own in members))
+    if keys.language_model.strip():
+        name, key = keys.language_model.strip(), "config.decode.language_model"
+        member, own = load_member(name, experiment, key)
+        if member.config.model.name != LANGUAGE_MODEL:
+            raise UserError(
+                f"{key}: {name} is a {member.config.model.name!r}, which reads a source; name a run of "
+                "configs/language_model.py."
+            )
+        _check_target(name, member, experiment, key)
+        program = _fuse(program, member, keys.language_model_weight)
+        params = (params, own)
+    return program, params
+
+
+def load_member(name: str, experiment: Experiment, key: str) -> tuple[Experiment, PyTree]:
+    """Another run or exported model, on the devices of the first, and its parameters.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(name).expanduser().absolute()
+    if not (root / "config.json").is_file():
+        raise UserError(f"{key}: {root} has no model: name a run's folder, or one made by --mode=export.")
+    config = load_config(root / "config.json")
+    config.parallel, config.data.rows_multiple = experiment.config.parallel, experiment.config.data.rows_multiple
+    found, restored = load_run(config, Folder(root))
+    return found, restored.state.averaged
+
+
+def _check_member(name: str, member: Experiment, first: Experiment) -> None:
+    key = "config.decode.ensemble"
+    if member.config.model.name == LANGUAGE_MODEL:
+        raise UserError(f"{key}: {name} is a language model: name it in config.decode.language_model instead.")
+    _check_target(name, member, first, key)
+    if member.vocabs.source.digest != first.vocabs.source.digest:
+        raise UserError(f"{key}: {name} has another source vocabulary ({_tell(member, first, 'source')}); {_CURE}.")
+
+
+def _check_target(name: str, member: Experiment, first: Experiment, key: str) -> None:
+    if member.vocabs.target.digest != first.vocabs.target.digest:
+        raise UserError(f"{key}: {name} has another target vocabulary ({_tell(member, first, 'target')}); {_CURE}.")
+
+
+_CURE = "models that search together need the same one: train it with config.vocab.file=RUN/vocab/vocab.json"
+
+
+def _tell(member: Experiment, first: Experiment, side: str) -> str:
+    own, other = (getattr(each.vocabs, side) for each in (member, first))
+    return f"{own.size} pieces, digest {own.digest[:12]}, not {other.size}, {other.digest[:12]}"
+
+
+def _combine(programs: list[Program], average: str) -> Program:
+    """The ensemble of programs on one mesh."""
+    builds: list[Callable[[Execution], Decoder]] = [each.build for each in programs]
+
+    def build(execution: Execution) -> Decoder:
+        members = [each(execution) for each in builds]
+        return ensemble(members, average=average, vocab_axes=execution.vocabulary.axes)
+
+    return dataclasses.replace(programs[0], build=build, boxed=tuple(each.boxed for each in programs))
+
+
+def _fuse(program: Program, member: Experiment, weight: float) -> Program:
+    """A program with a language model beside it."""
+    training, first = member.training, program.build
+
+    def build(execution: Execution) -> Decoder:
+        model, axes = training.model.clone(execution=execution), execution.vocabulary.axes
+        size = model.config.target_vocab
+        return fuse(first(execution), language_model_decoder(model, vocab_axes=axes, vocab_size=size), weight)
+
+    return dataclasses.replace(program, build=build, boxed=(program.boxed, training.program.boxed))
