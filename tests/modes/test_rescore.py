@@ -1,0 +1,217 @@
+"""Rescoring from the command line: what a model adds, what tuning makes of it, and what is refused."""
+
+import json
+import random
+import tarfile
+
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import default_config
+from seq2seq_jax.data.nbest import list_columns, make_matrix, read_nbest
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluate.corpus_metric import make_metric
+from seq2seq_jax.evaluate.tuning import Lists, fit_totals
+from seq2seq_jax.main import main
+from seq2seq_jax.modes.rescore import reads_source
+from seq2seq_jax.modes.weights import name_feature, name_models
+
+WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "cat": "Katze"}
+
+
+def call(*args):
+    """Runs a command line in this process; the exit code."""
+    return main(["seq2seq_jax.main", "--mode=rescore", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Lists of another system, the sentences it translated, and references; segment 3 has no list.
+
+    The feature `good` tells the right translation, but the system ranked by `bad`.
+    """
+    folder, draw = tmp_path_factory.mktemp("lists"), random.Random(3)
+    sources = [draw.choices(list(WORDS), k=draw.randint(2, 5)) for _ in range(12)]
+    references, lists = [], []
+    for n, words in enumerate(sources):
+        right = [WORDS[word] for word in words]
+        references.append(" ".join(right))
+        wrong = [" ".join(right[:1] * k) for k in range(1, 4)]
+        bad = sorted((draw.uniform(-9, 0) for _ in wrong), reverse=True)
+        entries = [(text, draw.uniform(-2, -1), value) for text, value in zip(wrong, bad, strict=True)]
+        entries.append((references[-1], draw.uniform(-0.9, 0), bad[-1] - 1))
+        if n != 3:
+            lists += [f"{n} ||| {t} ||| good= {g} bad= {b} 1 ||| {2 * b}\n" for t, g, b in entries]
+    lists.append("11 |||  ||| good= -5 bad= -20 1 ||| -40\n")  # blank: no model scores it
+    (folder / "lists").write_text("".join(lists))
+    (folder / "source").write_text("".join(" ".join(words) + "\n" for words in sources))
+    (folder / "reference").write_text("".join(line + "\n" for line in references))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rescored(files, tiny_run, tmp_path_factory):
+    """What tuning with a model has written, and its report."""
+    output = tmp_path_factory.mktemp("rescored") / "new"
+    args = [f"--input={files / 'lists'}", f"--source={files / 'source'}", f"--output={output}", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        code = call(f"--workdir={tiny_run}", f"--reference={files / 'reference'}", "--metric=wer", *args)
+    assert code == 0, printed
+    return output, json.loads(next(line for line in printed if line.startswith("{"))), printed
+
+
+def test_tuning_finds_what_the_system_did_not_rank_by(files, rescored):
+    output, report, printed = rescored
+    metric, references = make_metric("wer"), (files / "reference").read_text().splitlines()
+    best = (output.parent / "new.1best").read_text().splitlines()
+    assert len(best) == 12 and best[3] == ""
+    assert best[:3] + best[4:] == references[:3] + references[4:]
+    words, missed = sum(len(line.split()) for line in references), len(references[3].split())
+    found = float(metric.score(metric.count(best, references).sum(axis=0)))
+    assert report["scores"]["after"] == pytest.approx(found) == pytest.approx(100 * missed / words)
+    assert report["scores"]["oracle"] == pytest.approx(found) and report["scores"]["before"] > found + 20
+    assert any("1 of 12 segments have no list and count as blank (the first: 3)" in line for line in printed)
+
+
+def test_new_lists_have_the_feature_and_totals_of_the_weights(files, rescored):
+    output, report, _ = rescored
+    before, after = read_nbest(files / "lists"), read_nbest(output)
+    assert {(item.segment, item.text) for item in before} == {(item.segment, item.text) for item in after}
+    columns = list_columns(after)
+    assert columns == [("good", 0), ("bad", 0), ("bad", 1), ("run", 0)]
+    weights = np.array([report["weights"][name][n] for name, n in columns])
+    assert np.abs(weights).sum() == pytest.approx(1.0)
+    np.testing.assert_allclose([item.total for item in after], make_matrix(after, columns) @ weights, atol=1e-6)
+    for one, other in zip(after[:-1], after[1:], strict=True):
+        assert (one.segment, -one.total) <= (other.segment, -other.total)
+    saved = json.loads((output.parent / "new.weights.json").read_text())
+    assert saved["weights"] == report["weights"] and saved["metric"] == "wer"
+
+
+def test_the_feature_is_what_the_model_scores(files, rescored, tiny_run, tmp_path):
+    output, report, printed = rescored
+    after, sources = read_nbest(output), (files / "source").read_text().splitlines()
+    pairs = [(sources[item.segment], item.text) for item in after]
+    (tmp_path / "pairs.tsv").write_text("".join("\t".join(pair) + "\n" for pair in pairs))
+    scores = tmp_path / "scores.jsonl"
+    args = ["--mode=score", f"--workdir={tiny_run}", f"--input={tmp_path / 'pairs.tsv'}", f"--output={scores}"]
+    assert main(["seq2seq_jax.main", *args]) == 0
+    wanted = [json.loads(line)["log_prob"] for line in scores.read_text().splitlines()]
+    assert wanted.count(None) == 1 and wanted.index(None) == [item.text for item in after].index("")
+    floor = min(value for value in wanted if value is not None)
+    found = [item.features["run"][0] for item in after]
+    np.testing.assert_allclose(found, [floor if value is None else value for value in wanted], atol=2e-4)
+    assert report["models"]["run"]["unscored"] == 1
+    assert report["models"]["run"]["pairs"] == len(set(pairs)) < len(pairs) + 1
+    assert any("pairs without a score: 1 (the first: blank target) get the lowest" in line for line in printed)
+
+
+def test_weights_are_applied_and_judged(files, rescored, tiny_run, tmp_path, capsys):
+    output, report, _ = rescored
+    args = [f"--weights={output}.weights.json", f"--input={files / 'lists'}", f"--output={tmp_path / 'again'}"]
+    args += [f"--source={files / 'source'}", f"--models={tiny_run}"]
+    assert call(*args) == 0
+    assert (tmp_path / "again").read_text() == output.read_text()
+    assert not (tmp_path / "again.weights.json").exists()
+    out = capsys.readouterr().out
+    assert "weights:" in out and "oracle" not in out
+    assert call(*args, f"--reference={files / 'reference'}", "--metric=wer") == 0
+    out = capsys.readouterr().out
+    assert f"{report['scores']['before']:7.2f}" in out and f"{report['scores']['after']:7.2f}" in out
+
+
+def test_without_a_model_the_lists_own_features_are_tuned(files, tmp_path, capsys):
+    args = [f"--input={files / 'lists'}", f"--reference={files / 'reference'}", f"--output={tmp_path / 'new'}"]
+    assert call("--models=", *args, "--metric=chrf") == 0
+    out = capsys.readouterr().out
+    assert "chrf of the 1-best (nrefs:1|" in out and "after, weights of the other half" in out
+    assert [line.split()[0] for line in out.splitlines()[-3:-1]] == ["good", "bad"]
+
+
+def test_one_model_twice_has_two_names(tmp_path):
+    assert name_feature(tmp_path / "my run", set()) == "my_run"
+    assert name_feature(tmp_path / "lm", {"lm", "lm_2"}) == "lm_3"
+
+
+def test_weights_go_to_the_model_that_they_were_tuned_for(tmp_path):
+    one, other = tmp_path / "a" / "model", tmp_path / "b" / "model"
+    files = {"weights": "w.json", "lists": "lists"}
+    tuned = name_models([one, other], None, {"lm"}, **files)
+    assert tuned == {"model": one, "model_2": other}
+    given = {"models": {name: {"path": str(path)} for name, path in tuned.items()}}
+    assert name_models([other, one], given, {"lm"}, **files) == tuned
+    with pytest.raises(UserError, match=f"w.json: was not tuned with the model {tmp_path}/c/model, but with {one}, "):
+        name_models([one, tmp_path / "c" / "model"], given, {"lm"}, **files)
+    with pytest.raises(UserError, match="lists: has a feature 'model_2' already"):
+        name_models([other], given, {"model_2"}, **files)
+
+
+def test_only_a_language_model_needs_no_source(tiny_run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(default_config("language_model").to_dict()))
+    assert not reads_source(tmp_path) and reads_source(tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"input": None}, "--input is missing"),
+        ({"output": None}, "--output is missing"),
+        ({"reference": None}, "--reference is missing"),
+        ({"source": None, "models": "run"}, "--source is missing"),
+        ({"models": "nowhere"}, "nowhere has no model"),
+        ({"metric": "ter"}, "--metric must be one of bleu, chrf, wer, cer"),
+        ({"reference": "short"}, "has 2 lines, but"),
+        ({"input": "short"}, "line 1 is not of an n-best list"),
+        ({"weights": "short"}, "not valid JSON"),
+        ({"weights": "list.json"}, 'must be a JSON object with "weights"'),
+        ({"weights": "words.json"}, "the weights of 'good' must be a list of finite numbers"),
+        ({"weights": "few.json"}, "has no weight 2 of feature 'bad'"),
+        ({"weights": "many.json"}, "has 3 weights for feature 'bad', of which"),
+        ({"weights": "sick.json"}, 'its "models" must be an object of objects'),
+        ({"weights": "few.json", "metric": "wer", "reference": None}, "--metric goes with --reference"),
+        ({"weights": "other.json"}, "has no weight for feature 'bad'"),
+        ({"weights": "model.json"}, "has a weight for the model 'lm', which --models does not name"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(files, tiny_run, tmp_path, capsys, change, told):
+    texts = {
+        "short": "one\ntwo\n",
+        "list.json": "[1]",
+        "words.json": '{"weights": {"good": ["a"]}}',
+        "few.json": '{"weights": {"good": [1], "bad": [1]}}',
+        "many.json": '{"weights": {"good": [1], "bad": [1, 2, 3]}}',
+        "sick.json": '{"weights": {"good": [1], "bad": [1, 2]}, "models": {"lm": 1}}',
+        "other.json": '{"weights": {"good": [1]}}',
+        "model.json": '{"weights": {"good": [1], "bad": [1, 2], "lm": [1]}, "models": {"lm": {}}}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    given = {"input": files / "lists", "reference": files / "reference", "source": files / "source", "models": ""}
+    given |= {"output": tmp_path / "new"}
+    given |= {name: tmp_path / value if value in texts or name == "models" else value for name, value in change.items()}
+    if change.get("models") == "run":
+        given["models"] = tiny_run
+    assert call(*(f"--{name}={value}" for name, value in given.items() if value is not None)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in error and error.startswith("seq2seq_jax: error: ")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.data
+def test_mosess_own_weights_are_found_behind_its_totals(data_folder, tmp_path):
+    """Its totals are made of the features in its lists by the weights in its moses.ini, normalised to sum to 1."""
+    with tarfile.open(data_folder / "archives" / "nbest.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    items = read_nbest(tmp_path / "csmtiser_emode" / "run17.nbest.0-999")
+    sizes = np.bincount([item.segment for item in items])
+    lists = Lists(make_matrix(items, list_columns(items)), np.zeros((len(items), 1)), sizes)
+    found = fit_totals(lists, np.array([item.total for item in items]))
+    lines = [
+        line for line in (tmp_path / "csmtiser_emode" / "run17.moses.ini").read_text().splitlines() if "= " in line
+    ]
+    rows = {line.split("= ")[0]: line.split("= ")[1].split() for line in lines}
+    wanted = [float(value) for name in ("LM0", "LM1", "WordPenalty0", "PhrasePenalty0") for value in rows[name]]
+    wanted += [float(value) for value in rows["TranslationModel0"]]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
