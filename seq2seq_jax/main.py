@@ -153,7 +153,7 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
         print(f"  reference  {sample['reference']}")
         if "attention" in sample:
             print(f"  attention  {root / sample['attention']}")
-    print(f"\ntest ({scores['sentences']} sentences, step {scores['step']}, beam {scores['beam_size']}):")
+    print(f"\ntest ({scores['sentences']} sentences, step {scores['step']}, {scores['search']}):")
     for name in ("bleu", "chrf", "bleu_tokenized_lowercase"):
         if name in scores:
             print(f"  {name:26s}{scores[name]:6.2f}   {scores[f'{name}_signature']}")

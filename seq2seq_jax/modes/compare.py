@@ -233,7 +233,7 @@ def _tell_run(name: str, run: Evaluated) -> RunFacts:
         "languages": f"{run.config.data.source}-{run.config.data.target}",
         "parameters": f"{results.get('parameters', 0):,}",
         "step of the checkpoint": f"{scores.get('step', 0):,}",
-        "beam": str(scores.get("beam_size", "?")),
+        "search": scores.get("search", f"beam {scores.get('beam_size', '?')}"),
         "evaluated by": "--mode=evaluate" if run.place.root != run.root else "training",
     }
     if "wall_seconds" in results:

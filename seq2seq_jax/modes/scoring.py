@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,14 +72,17 @@ def evaluate_test(
 
 
 def describe_search(keys: ConfigDict) -> str:
-    """What `config.decode` searches with, in words: "beam 5", or "beam 5 (preset fairseq, ensemble runs/b)"."""
+    """What `config.decode` searches with, in words: "beam 5", or "beam 5 (preset fairseq, ensemble with b, c)"."""
     if keys.method == "beam":
         found = f"beam {keys.beam_size}"
     elif keys.method == "minimum_bayes_risk":
         found = f"{keys.method} of {keys.candidates} candidates from {keys.candidates_from}"
     else:
         found = keys.method
-    more = [f"{key} {keys[key]}" for key in ("ensemble", "language_model") if keys[key].strip()]
+    more = []  # names without their folders: these words go into the card of an exported model
+    for key, words in (("ensemble", "ensemble with"), ("language_model", "language model")):
+        if names := [Path(name.strip()).name for name in keys[key].split(",") if name.strip()]:
+            more.append(f"{words} {', '.join(names)}")
     if keys.preset != "default":
         more.insert(0, f"preset {keys.preset}")
     return f"{found} ({', '.join(more)})" if more else found
@@ -97,6 +101,7 @@ def _score(experiment: Experiment, found: list[Translation], test: ParallelText,
     scores: dict[str, Any] = dict(corpus_scores([t.text for t in found], references, target=target))
     searched = ("method", "preset", "beam_size", "ensemble", "language_model")
     scores |= {"sentences": len(test), **{key: config.decode[key] for key in searched}}
+    scores["search"] = describe_search(config.decode)
     return scores | {"samples": _show_samples(experiment, found, test, folder)}
 
 

@@ -98,7 +98,8 @@ def _tell_scores(facts: CardFacts) -> str:
         for key, title in SCORES.items()
         if key in scores
     ]
-    how = f"On the test set below ({scores['sentences']:,} sentences), beam {scores['beam_size']}, by sacreBLEU."
+    search = scores.get("search", f"beam {scores['beam_size']}")  # runs of earlier versions had beams alone
+    how = f"On the test set below ({scores['sentences']:,} sentences), {_cell(search)}, by sacreBLEU."
     return "\n".join(["## Scores", "", how, "", "| metric | score | signature |", "|---|---|---|", *rows])
 
 
