@@ -81,7 +81,7 @@ def test_a_plan_is_json_and_text_and_has_the_search_too() -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"method": "sampling", "ensemble": "runs/b"}, "sampling (ensemble runs/b)"),
+        ({"method": "sampling", "ensemble": "runs/b"}, "sampling (ensemble with b)"),
         ({"method": "minimum_bayes_risk", "candidates": 3}, "minimum_bayes_risk of 3 candidates from sampling"),
         ({"method": "greedy"}, "greedy"),
     ],
