@@ -30,7 +30,7 @@ from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
 from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
-from seq2seq_jax.tasks.constraints import Wish, split_phrases
+from seq2seq_jax.tasks.constraints import make_wish
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.loss import OwnTokens, make_loss
 from seq2seq_jax.tasks.methods import make_method, make_rank
@@ -263,7 +263,7 @@ class Experiment:
         keys, method = self.config.decode, method or self.config.decode.method
         engine = engine or self.engine(self.training.make_search(beam_size, method=method))
         rank = make_rank(keys, target=self.config.data.target) if method == "minimum_bayes_risk" else None
-        wish = Wish(keys.prefix, split_phrases(keys.must), split_phrases(keys.must_not))
+        wish = make_wish(keys)
         return Translator(engine, self.vocabs, tags=tags, rank=rank, wish=wish)
 
     def engine(self, search: Search, *, attention: str = "best", program: Program | None = None) -> Engine:

@@ -125,6 +125,21 @@ class Hypotheses:
     attention: Array | None = None  # [B, K, T, S]
 
 
+class ScoredText(Protocol):
+    """An output as text: one entry of an n-best list."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def score(self) -> float:
+        """What it is ranked by."""
+        ...
+
+    @property
+    def log_prob(self) -> float: ...
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """Reads a source once."""

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.decode.candidates import Candidates, list_candidates
-from seq2seq_jax.decode.loop import run_loop
-from seq2seq_jax.decode.method import Rows, over_hypotheses
+from seq2seq_jax.decode.loop import run_search
+from seq2seq_jax.decode.method import Rows, make_rows, over_hypotheses
 from seq2seq_jax.decode.ranking import LengthTerms, Ranking
 from seq2seq_jax.decode.selection import count_tokens, gather_beams, select_in_turn
 from seq2seq_jax.decode.trail import Trail, read_outputs, write_step
@@ -386,13 +386,5 @@ def beam_search(
         vocab_axes=vocab_axes,
         return_attention=return_attention,
     )
-    batch = max_lengths.shape[0]
-    rows = Rows(
-        source_mask=jnp.ones((batch, 0), bool) if source_mask is None else source_mask,
-        row_mask=jnp.ones((batch,), bool) if row_mask is None else row_mask,
-        max_lengths=max_lengths,
-        min_lengths=jnp.zeros_like(max_lengths) if min_lengths is None else min_lengths,
-        numbers=jnp.arange(batch, dtype=jnp.int32),
-    )
-    state = method.start(step_fn, cache, rows, max_len=max_len)
-    return method.collect(run_loop(lambda now: method.advance(step_fn, now), state, max_len))
+    rows = make_rows(max_lengths, source_mask=source_mask, min_lengths=min_lengths, row_mask=row_mask)
+    return run_search(method, step_fn, method.start(step_fn, cache, rows, max_len=max_len), max_len)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from seq2seq_jax.interfaces import Array
+from seq2seq_jax.decode.method import Method
+from seq2seq_jax.interfaces import Array, Hypotheses, Step
 from seq2seq_jax.parallel.varying import vary_over
 
 
@@ -63,6 +64,11 @@ def run_loop(
 
     # A loop's state must keep its type: all of it varies over whatever any part of it varies over.
     return lax.while_loop(is_unfinished, lambda carry: vary(step(carry)), vary(start))[1]
+
+
+def run_search(method: Method, step_fn: Step, state: Any, steps: int) -> Hypotheses:
+    """Advances a search that was started until all its rows are done, and reads off what was found."""
+    return method.collect(run_loop(lambda now: method.advance(step_fn, now), state, steps))
 
 
 def _find_varying_axes(advance: Callable[[State], State], state: State) -> frozenset[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step
@@ -32,6 +33,25 @@ class Rows:
     min_lengths: Array  # [B] int32, shortest output, eos included; 0 or 1 is no limit
     numbers: Array  # [B] int32, what the draws of a row are keyed by: its place in the input, or its example
     keys: Array | None = None  # [B] new-style PRNG keys, of methods that draw
+
+
+def make_rows(
+    max_lengths: Array,
+    *,
+    source_mask: Array | None = None,
+    min_lengths: Array | None = None,
+    row_mask: Array | None = None,
+) -> Rows:
+    """Rows `[B]` of which all are real, with no shortest output, no number and no source, unless these are given."""
+    return Rows(
+        source_mask=jnp.ones_like(max_lengths, bool, shape=(max_lengths.shape[0], 0))
+        if source_mask is None
+        else source_mask,
+        row_mask=jnp.ones_like(max_lengths, bool) if row_mask is None else row_mask,
+        max_lengths=max_lengths,
+        min_lengths=jnp.zeros_like(max_lengths) if min_lengths is None else min_lengths,
+        numbers=jnp.zeros_like(max_lengths),
+    )
 
 
 class Method(Protocol):

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from seq2seq_jax.decode.loop import run_loop
-from seq2seq_jax.decode.method import Rows, over_hypotheses
+from seq2seq_jax.decode.loop import run_search
+from seq2seq_jax.decode.method import Rows, make_rows, over_hypotheses
 from seq2seq_jax.decode.selection import count_tokens, forbid, select_tokens
 from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step, StepResult
 from seq2seq_jax.parallel.draws import draw_tokens, keyed_uniform
@@ -320,8 +320,8 @@ def greedy_search(
         vocab_axes=vocab_axes,
         return_attention=return_attention,
     )
-    rows = _make_rows(max_lengths, min_lengths, row_mask)
-    return _search(method, step_fn, cache, rows, max_len)
+    rows = make_rows(max_lengths, min_lengths=min_lengths, row_mask=row_mask)
+    return run_search(method, step_fn, method.start(step_fn, cache, rows, max_len=max_len), max_len)
 
 
 def sample(
@@ -373,22 +373,6 @@ def sample(
         pad_id=pad_id,
         vocab_axes=vocab_axes,
     )
-    told = _make_rows(max_lengths, min_lengths, row_mask)
+    told = make_rows(max_lengths, min_lengths=min_lengths, row_mask=row_mask)
     told = dataclasses.replace(told, numbers=rows, keys=jnp.broadcast_to(key, rows.shape))
-    return _search(method, step_fn, cache, told, max_len)
-
-
-def _make_rows(max_lengths: Array, min_lengths: Array | None, row_mask: Array | None) -> Rows:
-    return Rows(
-        source_mask=jnp.ones_like(max_lengths, bool, shape=(max_lengths.shape[0], 0)),  # draws do not look at it
-        row_mask=jnp.ones_like(max_lengths, bool) if row_mask is None else row_mask,
-        max_lengths=max_lengths,
-        min_lengths=jnp.zeros_like(max_lengths) if min_lengths is None else min_lengths,
-        numbers=jnp.zeros_like(max_lengths),
-    )
-
-
-def _search(method: Draws, step_fn: Step, cache: Cache, rows: Rows, max_len: int) -> Hypotheses:
-    """Starts, repeats until all rows are done, and reads off."""
-    state = method.start(step_fn, cache, rows, max_len=max_len)
-    return method.collect(run_loop(lambda state: method.advance(step_fn, state), state, max_len))
+    return run_search(method, step_fn, method.start(step_fn, cache, told, max_len=max_len), max_len)

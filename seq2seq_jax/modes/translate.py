@@ -19,7 +19,7 @@ from seq2seq_jax.modes.lines import read_input
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.serve.progress import Progress
 from seq2seq_jax.serve.translate import gather, moses_nbest, split, stream
-from seq2seq_jax.tasks.constraints import Wish, parse_wish, split_phrases
+from seq2seq_jax.tasks.constraints import Wish, make_wish, parse_wish
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.methods import check_count
 from seq2seq_jax.tasks.translation import Translation
@@ -103,7 +103,7 @@ def translate(
 
 def _read_wishes(path: str, keys: ConfigDict, total: int | None) -> list[Wish]:
     """What a file of constraints asks of each line, on top of what the config asks."""
-    default = Wish(keys.prefix, split_phrases(keys.must), split_phrases(keys.must_not))
+    default = make_wish(keys)
     lines = enumerate(read_input(path, flag="constraints"), start=1)
     wishes = [parse_wish(line, where=f"{path}: line {number}", default=default) for number, line in lines]
     if total is not None and len(wishes) != total:

@@ -7,7 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TextIO, TypeVar
+from typing import TextIO, TypeVar
+
+from seq2seq_jax.interfaces import ScoredText
 
 T = TypeVar("T")
 
@@ -15,19 +17,6 @@ PAUSE = 0.02
 """Seconds that the first line of a group waits for others, at most, where there were others before."""
 
 _END = None
-
-
-class Candidate(Protocol):
-    """One entry of an n-best list."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def score(self) -> float: ...
-
-    @property
-    def log_prob(self) -> float: ...
 
 
 def split(lines: Iterable[str], *, most: int) -> Iterator[list[str]]:
@@ -104,7 +93,7 @@ def stream(
     return count
 
 
-def moses_nbest(number: int, candidates: Sequence[Candidate]) -> str:
+def moses_nbest(number: int, candidates: Sequence[ScoredText]) -> str:
     """An n-best list as Moses writes it: `number ||| text ||| features ||| score`, a line each.
 
     The feature `LogProb` is the log-probability of what searched (with a language model, the weighted sum); the last

@@ -21,25 +21,18 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from sacrebleu.metrics import BLEU
 
+from seq2seq_jax.interfaces import ScoredText
+
 UTILITIES = ("chrf", "bleu")
 WEIGHTS = ("counts", "probabilities")
 
 _CHARACTERS, _BETA, _WORDS = 6, 2.0, 4  # longest n-grams of characters and recall's weight in chrF2, longest of words
 
 
-class _Output(Protocol):
-    """A candidate: a dataclass with at least its text, the score it is ranked by and its log-probability."""
+class _Output(ScoredText, Protocol):
+    """A candidate that is a dataclass."""
 
     __dataclass_fields__: Any
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def score(self) -> float: ...
-
-    @property
-    def log_prob(self) -> float: ...
 
 
 Output = TypeVar("Output", bound=_Output)

@@ -60,6 +60,11 @@ def split_phrases(text: str) -> tuple[str, ...]:
     return tuple(phrase.strip() for phrase in text.split("|") if phrase.strip())
 
 
+def make_wish(keys: Mapping[str, Any]) -> Wish:
+    """What `config.decode` asks of every output."""
+    return Wish(keys["prefix"], split_phrases(keys["must"]), split_phrases(keys["must_not"]))
+
+
 def parse_wish(line: str, *, where: str, default: Wish = Wish()) -> Wish:
     """Reads a line of a file of constraints: a JSON object, `{"prefix": "...", "must": [...], "must_not": [...]}`.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.decode.constraints import constrain
-from seq2seq_jax.decode.loop import run_loop
+from seq2seq_jax.decode.loop import run_loop, run_search
 from seq2seq_jax.decode.method import Rows, State
 from seq2seq_jax.decode.rolling import Shape, Table, Tally, fit, put, roll, take, write_clocks
 from seq2seq_jax.decode.steps import Constraints, Decoder, Inputs
@@ -282,8 +282,7 @@ class Parts:
 
         def run(decoder: Decoder, params: PyTree, given: Given, whole: PyTree) -> Hypotheses:
             held, state = self.start(shape, decoder, params, given)
-            advance = functools.partial(self.method.advance, decoder.make_step(params, held))
-            return self._trim(self.method.collect(run_loop(advance, state, shape.room)))
+            return self._trim(run_search(self.method, decoder.make_step(params, held), state, shape.room))
 
         return self.program.spread(run, params, given)
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import dtypes
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seq2seq_jax.decode.loop import run_loop
+from seq2seq_jax.decode.loop import run_search
 from seq2seq_jax.decode.method import Method, Rows, State
 from seq2seq_jax.decode.rolling import fit
 from seq2seq_jax.decode.steps import Decoder, Inputs, seq2seq_decoder
@@ -221,8 +221,7 @@ def make_decode(program: Program, search: Search, *, attention: bool = True) -> 
             attention=attention,
         )
         held, state = start_search(method, decoder, params, inputs, rows, max_len=max_len, room=max_len)
-        advance = functools.partial(method.advance, decoder.make_step(params, held))
-        return method.collect(run_loop(advance, state, max_len))
+        return run_search(method, decoder.make_step(params, held), state, max_len)
 
     def decode(
         params: PyTree,
