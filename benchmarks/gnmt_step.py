@@ -1,4 +1,4 @@
-"""Times the whole training step of GNMT, ours and PyTorch's, in turn on one machine.
+"""Times the whole training step of GNMT: ours, the same with plain scans, and PyTorch's, in turn on one machine.
 
 A step is the forward and backward pass with dropout 0.2 and label smoothing 0.1, clipping by the
 global norm 5, and Adam. Each side runs in processes of its own, one after the other and several
@@ -7,22 +7,20 @@ times, because machines drift; the table has the minimum of each.
     python benchmarks/gnmt_step.py                                  # 2 + 2 layers of 256
     python benchmarks/gnmt_step.py --features 1024 --layers 8 --vocab 32000 --dtype bfloat16    # the paper's
     python benchmarks/gnmt_step.py --attention_from previous_step   # the paper's loop: ours alone
-    python benchmarks/gnmt_step.py --check                          # both are the same computation
+    python benchmarks/gnmt_step.py --profile                        # what parts our step's time goes to
+    python benchmarks/gnmt_step.py --check                          # ours and PyTorch's are the same computation
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import resource
-import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rounds
 
 from seq2seq_jax.errors import UserError
 
@@ -31,35 +29,47 @@ if TYPE_CHECKING:
     from seq2seq_jax.models.gnmt import GNMT
 
 DROPOUT, LABEL_SMOOTHING, CLIP_NORM, LEARNING_RATE = 0.2, 0.1, 5.0, 1e-3
-SIDES = ("ours", "torch")
+SIDES = ("ours", "plain", "torch")
 CHECK_TOLERANCE = 1e-4
+DEVICE, PROFILE = "device", "profile"  # processes that are no side: what the device can do, and a profile
+SHARED = "current_step"  # the attention that all sides have
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, default=256, help="width of embeddings, layers and attention")
-    parser.add_argument("--layers", type=int, default=2, help="layers of the encoder, and of the decoder")
-    parser.add_argument("--vocab", type=int, default=8000, help="tokens on each side")
-    parser.add_argument("--rows", type=int, default=64, help="sentences in a batch")
-    parser.add_argument("--source", type=int, default=24, help="tokens of a source sentence")
-    parser.add_argument("--target", type=int, default=24, help="tokens of a target sentence")
-    parser.add_argument("--attention_from", choices=("current_step", "previous_step"), default="current_step")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
-    parser.add_argument("--steps", type=int, default=10, help="measurements in each process")
-    parser.add_argument("--warm_up", type=int, default=2, help="steps after the first that are not measured")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
-    parser.add_argument("--cores", type=int, default=0, help="keep each process to so many cores; 0 is all")
-    parser.add_argument("--json", help="also write the figures to this file")
-    parser.add_argument("--check", action="store_true", help="compare loss and gradients instead of time")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what a process of a round is told
+    add = parser.add_argument
+    add("--features", type=int, default=256, help="width of embeddings, layers and attention")
+    add("--layers", type=int, default=2, help="layers of the encoder, and of the decoder")
+    add("--vocab", type=int, default=8000, help="tokens on each side")
+    add("--rows", type=int, default=64, help="sentences in a batch")
+    add("--source", type=int, default=24, help="tokens of a source sentence")
+    add("--target", type=int, default=24, help="tokens of a target sentence")
+    add("--attention_from", choices=("current_step", "previous_step"), default="current_step")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
+    add("--steps", type=int, default=10, help="measurements in each process")
+    add("--warm_up", type=int, default=2, help="steps after the first that are not measured")
+    add("--rounds", type=int, default=3, help="processes of each side")
+    add("--cores", type=int, default=0, help="keep each process to so many cores; 0 is all")
+    add("--json", help="also write the figures to this file")
+    add("--check", action="store_true", help="compare loss and gradients instead of time")
+    add("--sides", help="by commas; ours, plain (recurrent layers are lax.scan, differentiated by JAX), torch")
+    add("--profile", action="store_true", help="share the time of our step (--sides=plain: of that) by parts")
+    add("--profile_folder", help="also keep the trace here (for TensorBoard or xprof)")
+    add("--heaviest", type=int, default=0, help="with --profile: list so many instructions, too")
+    add("--side", help=argparse.SUPPRESS)  # what a process of a round is told
     args = parser.parse_args(arguments)
+    args.sides = args.sides.split(",") if args.sides else list(SIDES if args.attention_from == SHARED else SIDES[:1])
+    if not set(args.sides) <= set(SIDES):
+        parser.error(f"--sides must be of {','.join(SIDES)}, but is {','.join(args.sides)}")
+    if args.attention_from != SHARED and args.sides != ["ours"]:
+        parser.error(f"--attention_from {args.attention_from} goes with --sides=ours alone: the peer has no such model")
     for name in ("features", "layers", "vocab", "rows", "source", "target", "steps", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
-    if args.attention_from == "current_step" and args.layers < 2:
+    if args.attention_from == SHARED and args.layers < 2:
         parser.error(f"--layers must be at least 2 with --attention_from current_step, but is {args.layers}")
-    if args.check and args.attention_from == "previous_step":
+    if args.check and args.attention_from != SHARED:
         parser.error("--check needs --attention_from current_step: the peer has no other")
     return args
 
@@ -130,8 +140,9 @@ def init_ours(model: GNMT, batch: Batch) -> PyTree:
     return init(jax.random.key(0))
 
 
-def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Sums]:
+def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Sums]:
     """What a task's loss does: the sum of the cross-entropy over a batch, and its weight."""
+    import jax
     import jax.numpy as jnp
 
     from seq2seq_jax.parallel.softmax import cross_entropy
@@ -143,19 +154,29 @@ def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array) -> tuple[A
 
     hidden, kernel, bias = model.apply({"params": params}, rngs={"dropout": key}, method=run)
     weights = batch.target_mask.astype(jnp.float32).reshape(-1)
-    out = cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
-        kernel,
-        bias,
-        batch.target_out.reshape(-1),
-        weights,
-        label_smoothing=LABEL_SMOOTHING,
-    )
+    with jax.named_scope("softmax"):  # a profile knows it by this
+        out = cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            kernel,
+            bias,
+            batch.target_out.reshape(-1),
+            weights,
+            label_smoothing=LABEL_SMOOTHING,
+        )
     return out.loss, {"loss": out.loss, "nll": out.nll, "weight": weights.sum()}
 
 
-def measure_ours(args: argparse.Namespace) -> dict[str, Any]:
-    """Times our training step. Blocks of ten steps on an accelerator, so that waiting is not what is measured."""
+def use_plain_scans() -> None:
+    """From here on the recurrent layers of this process are the baseline's scans."""
+    from plain_scan import scan_both, scan_layer
+
+    from seq2seq_jax.layers import recurrent
+
+    recurrent.recur, recurrent.recur_both = scan_layer, scan_both  # type: ignore[assignment]
+
+
+def build_step(args: argparse.Namespace) -> tuple[Any, PyTree, Batch, float]:
+    """Our compiled step, the first state (donated to the first step), the batch, and the seconds of compiling."""
     import functools
 
     import jax
@@ -167,33 +188,61 @@ def measure_ours(args: argparse.Namespace) -> dict[str, Any]:
     model, batch = build_ours(args, dropout=DROPOUT)
     optimizer = make_optimizer("adam", optax.constant_schedule(LEARNING_RATE), clip_norm=CLIP_NORM)
     state = jax.jit(lambda: init_state(init_ours(model, batch), optimizer))()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     gradient = jax.value_and_grad(functools.partial(sum_losses, model), has_aux=True)
     step = jax.jit(make_train_step(gradient, optimizer, seed=0), donate_argnums=0)
-    start = time.perf_counter()
-    step = step.lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    for _ in range(1 + args.warm_up):
-        state, sums = step(state, batch)
-    jax.block_until_ready(state)
-    device = jax.devices()[0]
-    seconds, cpu_seconds, block = [], [], 1 if device.platform == "cpu" else 10
-    for _ in range(args.steps):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(block):
-            state, sums = step(state, batch)
-        jax.block_until_ready((state, sums))
-        seconds.append((time.perf_counter() - start) / block)
-        cpu_seconds.append((time.process_time() - cpu_start) / block)
+    with rounds.Stopwatch() as compiling:
+        compiled = step.lower(state, batch).compile()
+    return compiled, state, batch, compiling.seconds
+
+
+class Training:
+    """A state and a way to take a step of it: what is waited for is the whole state."""
+
+    def __init__(self, step: Any, state: PyTree, batch: Batch):
+        self.step, self.state, self.batch = step, state, batch
+
+    def advance(self) -> tuple[PyTree, Sums]:
+        """Takes one step."""
+        self.state, sums = self.step(self.state, self.batch)
+        return self.state, sums
+
+
+def measure_ours(args: argparse.Namespace) -> dict[str, Any]:
+    """Times our training step. Blocks of ten steps on an accelerator, so that waiting is not what is measured."""
+    import jax
+
+    compiled, state, batch, compile_seconds = build_step(args)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    device, training = jax.devices()[0], Training(compiled, state, batch)
+    block = 1 if device.platform == "cpu" else rounds.BLOCK
+    times = rounds.time_calls(
+        training.advance, jax.block_until_ready, steps=args.steps, warm_up=1 + args.warm_up, block=block
+    )
+    _, sums = training.advance()
     return {
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "compile_seconds": compile_seconds,
+        **times,
+        **rounds.describe_program(compiled),
+        "first_seconds": compile_seconds,
         "parameters": parameters,
         "loss": float(sums["loss"] / sums["weight"]),
         "device": device.device_kind,
         "version": f"jax {jax.__version__}",
     }
+
+
+def profile_ours(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the time of our step goes, and what feeding it takes."""
+    import dataclasses
+
+    import jax
+    import step_profile
+
+    compiled, state, batch, _ = build_step(args)
+    training = Training(compiled, state, batch)
+    training.advance()
+    found = step_profile.profile_step(training.advance, compiled, folder=args.profile_folder)
+    feeding = step_profile.measure_feeding(jax.device_get(batch))
+    return dataclasses.asdict(found) | {"feeding_ms": feeding, "device": jax.devices()[0].device_kind}
 
 
 def measure_torch(args: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +277,7 @@ def run_check(args: argparse.Namespace) -> bool:
     params = jax.tree.map(lambda x: generator.uniform(-0.2, 0.2, x.shape).astype(np.float32), shapes)
 
     def mean(params: PyTree) -> Array:
-        objective, sums = sum_losses(model, params, batch, jax.random.key(0))
+        objective, sums = sum_losses(model, params, batch, jax.random.key(0), jax.numpy.int32(0))
         return objective / sums["weight"]
 
     loss, grads = jax.jit(jax.value_and_grad(mean))(params)
@@ -253,101 +302,95 @@ def run_check(args: argparse.Namespace) -> bool:
     return counts[0] == counts[1] and loss_error < CHECK_TOLERANCE and worst < CHECK_TOLERANCE
 
 
-def run_side(side: str, *, cores: int) -> dict[str, Any]:
-    """One process of one side with this process's arguments; its figures."""
-    command = [sys.executable, *sys.argv, "--side", side]
-    environment = dict(os.environ)
-    if cores:
-        environment |= {"OMP_NUM_THREADS": str(cores), "PJRT_NPROC": str(cores)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
-    if done.returncode:
-        raise UserError(f"the process of {side} ended with code {done.returncode}; its message stands above")
-    return json.loads(done.stdout.splitlines()[-1])
+def summarise(args: argparse.Namespace, runs: list[dict[str, Any]], peak: float) -> dict[str, Any]:
+    """The times of a step over all processes of a side, and rates at the minimum."""
+    figures = rounds.join_times(runs)
+    seconds = figures["ms"] / 1e3
+    rate = count_flops(args) / seconds
+    tokens = args.rows * (args.source + args.target)
+    return figures | {"tokens_per_second": tokens / seconds, "flop_per_second": rate, "peak_share": rate / peak}
 
 
-def summarise(args: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The seconds a step over all processes of a side, and rates at the minimum."""
-    seconds = [second for run in runs for second in run["seconds"]]
-    best = min(seconds)
-    return {
-        "ms": 1e3 * best,
-        "median_ms": 1e3 * float(np.median(seconds)),
-        "cpu_ms": 1e3 * min(second for run in runs for second in run["cpu_seconds"]),
-        "tokens_per_second": args.rows * (args.source + args.target) / best,
-        "gflop_per_second": count_flops(args) / best / 1e9,
-        "first_seconds": min(run.get("compile_seconds", run.get("first_step_seconds")) for run in runs),
-        "peak_mib": max(run["peak_mib"] for run in runs),
-        "parameters": runs[0]["parameters"],
-        "device": runs[0]["device"],
-        "version": runs[0]["version"],
-    }
-
-
-def print_table(results: dict[str, dict[str, Any]]) -> None:
-    """Prints a line a side, and the ratio."""
-    titles = ("", "ms/step", "median", "CPU ms", "tokens/s", "GFLOP/s", "first s", "host MiB", "parameters")
-    print("{:<8}{:>10}{:>10}{:>10}{:>12}{:>10}{:>9}{:>10}{:>13}".format(*titles))
+def print_table(device: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
+    """Prints a line a side, and the ratios."""
+    print(rounds.describe_peak(device))
+    titles = ("", "ms/step", "median", "CPU ms", "tokens/s", "FLOP/s", "of peak", "temp MiB", "first s", "host MiB")
+    print("{:<8}{:>10}{:>10}{:>10}{:>12}{:>11}{:>9}{:>10}{:>9}{:>10}".format(*titles))
     for side, r in results.items():
         print(
             f"{side:<8}{r['ms']:>10.2f}{r['median_ms']:>10.2f}{r['cpu_ms']:>10.2f}{r['tokens_per_second']:>12,.0f}"
-            f"{r['gflop_per_second']:>10.1f}{r['first_seconds']:>9.1f}{r['peak_mib']:>10.0f}{r['parameters']:>13,}"
-            f"  {r['version']}, {r['device']}"
+            f"{rounds.format_rate(r['flop_per_second']):>11}{r['peak_share']:>9.1%}"
+            f"{rounds.format_cell(r.get('temp_mib'), 1):>10}{r['first_seconds']:>9.1f}{r['peak_mib']:>10.0f}"
+            f"  {r['version']}, {r['device']}, {r['parameters']:,} parameters"
         )
-    if len(results) == 2:
-        ratios = {key: results["ours"][key] / results["torch"][key] for key in ("ms", "cpu_ms")}
-        print(f"ours / torch: {ratios['ms']:.2f} of the time, {ratios['cpu_ms']:.2f} of the processor time (minima)")
+    ours = results.get("ours")
+    for side, other in results.items():
+        if ours is None or side == "ours":
+            continue
+        line = f"ours / {side}: {ours['ms'] / other['ms']:.2f} of the time, "
+        line += f"{ours['cpu_ms'] / other['cpu_ms']:.2f} of the processor time"
+        if "temp_mib" in ours and other.get("temp_mib"):
+            line += f", {ours['temp_mib'] / other['temp_mib']:.2f} of the temporary memory"
+        print(f"{line} (minima)")
 
 
-def run_rounds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """All processes, in turn."""
-    sides = SIDES if args.attention_from == "current_step" else SIDES[:1]
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load > 0.5 * cores:
-        print(
-            f"the machine is busy (load {load:.1f} on {cores} cores): threads that wait for each other suffer most, "
-            "PyTorch's above all; run on an idle machine, or compare the processor time of --cores 1",
-            file=sys.stderr,
-        )
-    if args.attention_from == "previous_step":
-        print("previous_step: the peer has no such model, ours runs alone")
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(args.rounds):
-        for side in sides:
-            runs[side].append(run_side(side, cores=args.cores))
-    return {side: summarise(args, found) for side, found in runs.items()}
+def run_rounds(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """All processes, in turn: the figures of the device, and those of every side."""
+    rounds.warn_if_busy()
+    runs = rounds.run_rounds([DEVICE, *args.sides], rounds=args.rounds, cores=args.cores)
+    device = rounds.join_devices(runs.pop(DEVICE))
+    if device["platform"] == "tpu" and runs.pop("torch", None):
+        print("torch was measured on the host's processors and is left out: it does not use this device")
+    return device, {side: summarise(args, found, device["peak"]) for side, found in runs.items()}
 
 
-def require_torch() -> None:
-    """Raises UserError where PyTorch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            "gnmt_step.py measures against PyTorch, which is not installed: `pip install torch`, "
-            "or run ours alone with --attention_from previous_step"
-        )
+def run_profile(args: argparse.Namespace) -> dict[str, Any]:
+    """A profile of our step in a process of its own; prints it."""
+    import step_profile
+
+    figures = rounds.run_side(PROFILE, cores=args.cores, xla_flags=step_profile.COMMAND_BUFFERS_OFF)
+    profile = step_profile.Profile(figures["milliseconds"], figures["heaviest"])
+    print(f"{args.sides[0]} on {figures['device']}, mean of a few steps that were traced, which slows them a little")
+    step_profile.print_profile(profile, feeding_ms=figures["feeding_ms"], heaviest=args.heaviest)
+    return {name: figures[name] for name in ("milliseconds", "feeding_ms", "device")}
+
+
+def measure_side(args: argparse.Namespace) -> dict[str, Any]:
+    """What a process of a round is asked for."""
+    rounds.keep_to_cores(args.cores)
+    if args.side == DEVICE:
+        return rounds.measure_device(args.dtype)
+    if args.side == "torch":
+        return measure_torch(args)
+    if args.side == "plain" or (args.side == PROFILE and args.sides == ["plain"]):
+        use_plain_scans()
+    return profile_ours(args) if args.side == PROFILE else measure_ours(args)
 
 
 def main() -> int:
     """Runs what the command line asks for; returns the exit code."""
     args = parse_arguments()
     if args.side:
-        if args.cores:
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-        figures = measure_ours(args) if args.side == "ours" else measure_torch(args)
-        print(json.dumps(figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        rounds.print_figures(measure_side(args))
         return 0
+    found: dict[str, Any]
     try:
-        if args.attention_from == "current_step":
-            require_torch()
+        if args.check or (not args.profile and "torch" in args.sides):
+            rounds.require_torch("gnmt_step.py", "run without it: --sides=ours,plain")
         if args.check:
             return 0 if run_check(args) else 1
-        results = run_rounds(args)
+        if args.profile:
+            found = {"profile": run_profile(args)}
+        else:
+            device, results = run_rounds(args)
+            print_table(device, results)
+            found = {"device": device, "results": results}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print_table(results)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(args), "results": results}, file, indent=1)
+            json.dump({"arguments": vars(args), **found}, file, indent=1)
     return 0
 
 

@@ -10,12 +10,12 @@ its masks. `torch.nn.LSTM` has two biases a layer where one is meant: `parameter
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import rounds
 import torch
 from torch import nn
 
@@ -186,25 +186,13 @@ def measure(
         optimizer.step()
         return loss
 
-    first = time.perf_counter()
-    step().item()
-    compile_seconds = time.perf_counter() - first
-    for _ in range(warm_up):
-        step().item()
-    seconds, cpu_seconds, block = [], [], 10 if cuda else 1
-    for _ in range(steps):
-        start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(block):
-            loss = step()
-        last = loss.item()
-        seconds.append((time.perf_counter() - start) / block)
-        cpu_seconds.append((time.process_time() - cpu_start) / block)
+    first = rounds.time_calls(step, torch.Tensor.item, steps=1, warm_up=0, block=1)
+    times = rounds.time_calls(step, torch.Tensor.item, steps=steps, warm_up=warm_up, block=rounds.BLOCK if cuda else 1)
     return {
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "first_step_seconds": compile_seconds,
+        **times,
+        "first_seconds": first["seconds"][0],
         "parameters": count_parameters(model),
-        "loss": last,
+        "loss": step().item(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "version": f"torch {torch.__version__}",
     }

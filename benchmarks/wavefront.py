@@ -19,16 +19,19 @@ import numpy as np
 from flax import linen as nn
 
 from seq2seq_jax.layers.dropout import make_places
-from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.layers.recurrent import LayerKind
+from seq2seq_jax.layers.runs import choose_loop
+from seq2seq_jax.layers.stack import RecurrentStack, run_in_order
 from seq2seq_jax.parallel.pipeline import batched_wavefront
 
 
 def build(run: Callable, args: argparse.Namespace, rows: int) -> tuple[Callable, tuple]:
     """The jitted value and gradients of a stack, and what to call it with."""
-    stack = LSTMStack(args.layers, args.features, 0, 0, 0.0, jnp.dtype(args.dtype), 0.04, run)
+    kind = LayerKind(args.features, dtype=jnp.dtype(args.dtype), loop=choose_loop(jax.default_backend()))
+    stack = RecurrentStack(kind, args.layers, run=run)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(args.length, rows, args.features)), args.dtype)
     mask, places = jnp.ones((args.length, rows), bool), make_places(jnp.arange(rows), args.length)
-    plain = LSTMStack(args.layers, args.features, dtype=jnp.dtype(args.dtype))
+    plain = RecurrentStack(kind, args.layers)
     params = nn.meta.unbox(jax.jit(functools.partial(plain.init, mask=mask, places=places))(jax.random.key(0), x))
 
     def loss(params: dict, x: jax.Array) -> jax.Array:

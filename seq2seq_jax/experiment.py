@@ -29,6 +29,7 @@ from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
+from seq2seq_jax.parallel.softmax import choose_chunk
 from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
 from seq2seq_jax.tasks.constraints import make_wish
 from seq2seq_jax.tasks.engine import Engine
@@ -204,8 +205,9 @@ class Training:
 
     @property
     def chunk(self) -> int:
-        """Tokens whose logits exist at a time: small enough for a CPU's cache, large enough for an accelerator."""
-        return 512 if self.mesh.devices.flat[0].platform == "cpu" else 8192
+        """Tokens whose logits exist at a time."""
+        keys = self.model.config
+        return choose_chunk(keys.target_vocab, keys.features, platform=self.mesh.devices.flat[0].platform)
 
     def step_flops(self, sums: Mapping[str, float]) -> float:
         """Arithmetic of forward and backward for these sums' tokens: 6 for every weight that meets one.

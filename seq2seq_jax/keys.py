@@ -30,7 +30,11 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "attention_features": 128,  # width of the hidden layer of the attention
         "attention_from": "current_step",  # or "previous_step", as the paper has it
         "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
+        "cell": "lstm",  # of all recurrent layers; or "lstm_peephole" (Sak et al. 2014), "gru" (Cho et al. 2014)
+        "cells": 0,  # width of a layer's cell, projected to `features`; 0: as wide, without a projection
+        "layer_norm": False,  # inside the cell (Ba et al. 2016)
         "dropout": 0.1,
+        "recurrent_dropout": 0.0,  # on what a layer gives to its next step, one draw a sentence (Gal, Ghahramani 2016)
         "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
         "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
     },
@@ -39,7 +43,11 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "features": 128,
         "layers": 2,
         "share_embeddings": "target",  # one table for embedding and softmax; or "none" (two)
+        "cell": "lstm",
+        "cells": 0,
+        "layer_norm": False,
         "dropout": 0.1,
+        "recurrent_dropout": 0.0,
         "init_scale": 0.0,
         "dtype": "float32",
     },
@@ -48,7 +56,11 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "features": 128,
         "layers": 2,
         "reverse_source": True,
+        "cell": "lstm",
+        "cells": 0,
+        "layer_norm": False,
         "dropout": 0.1,
+        "recurrent_dropout": 0.0,
         "init_scale": 0.0,
         "dtype": "float32",
     },
@@ -212,6 +224,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step": "auto",  # "shard_map" sends what it says, "jit" leaves that to the compiler; "auto": jit on one device
         "layers": "auto",  # how a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order
         "chunks": 0,  # pieces that a wavefront cuts sequences into; 0 is four for every stage
+        "recurrence": "loop",  # of recurrent layers over time; "kernel": a Pallas kernel where there is one (opt-in)
+        "unroll": 0,  # steps of that loop compiled as one: quicker on GPUs, slower to compile; 0: by the device
+        "recompute_gates": False,  # make gates again in the backward pass: less memory, a third more products
     },
 }
 """Every key but those of the model; `default_config` puts both together."""
@@ -223,6 +238,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.attention_from": ("previous_step", "current_step"),
     "model.share_embeddings": ("none", "target", "all"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.cell": ("lstm", "lstm_peephole", "gru"),
     "train.optimizer": (
         "adam",
         "adamw",
@@ -256,11 +272,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.strategy": ("auto", "data_parallel", "fsdp", "balanced", "exact"),
     "parallel.step": ("auto", "jit", "shard_map"),
     "parallel.layers": ("auto", "in_order", "wavefront"),
+    "parallel.recurrence": ("loop", "kernel"),
     "train.schedule": ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt"),
 }
 AT_LEAST: dict[str, float] = {
     "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.rows_multiple": 1, "data.max_shapes": 1,
-    "parallel.chunks": 0, "data.max_source_len": 2,
+    "parallel.chunks": 0, "parallel.unroll": 0, "model.cells": 0, "data.max_source_len": 2,
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
@@ -279,4 +296,5 @@ AT_LEAST: dict[str, float] = {
 SHARES = (
     "train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "train.ema_decay", "train.own_tokens",
     "train.momentum", "data.subword_sampling", "clean.letters", "clean.language", "model.dropout",
+    "model.recurrent_dropout",
 )  # fmt: skip

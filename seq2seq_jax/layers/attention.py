@@ -1,9 +1,16 @@
 """Additive attention: the scores are a feed-forward network of query and key.
 
 score(q, k) = v . tanh(Q q + K k + b)          (Bahdanau et al. 2015, section A.1.2)
+
+The hidden layer of all pairs of a query and a key, `[B, T, S, A]`, never exists: it is made for a few
+queries at a time, and once more in the backward pass, which is written by hand. What that pass keeps is
+no larger than the sentences, each pair's tanh is made twice and no more, and all that is a product of
+whole sequences (contexts, and the gradients of weights and values) stays outside the loop.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +20,10 @@ from jaxtyping import Bool, Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import matrix_initializer
 from seq2seq_jax.layers.parameters import declare
+
+PAIRED = 2**18
+"""Numbers of the hidden layer that are made at a time, about: 1 MiB, which stays in a processor's cache. One query
+of each sentence is the least."""
 
 
 def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> Float[Array, "*B S"]:
@@ -24,25 +35,139 @@ def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> 
     return weights / jnp.where(total > 0, total, 1.0)
 
 
-def additive_scores(queries: Float[Array, "B T A"], keys: Float[Array, "B S A"], v: Float[Array, " A"]) -> Array:
-    """`v . tanh(q + k)` of every pair, `[B, T, S]` float32, one target step at a time.
+def softmax_gradient(weights: Float[Array, "*B S"], d_weights: Float[Array, "*B S"]) -> Float[Array, "*B S"]:
+    """The cotangent of the scores that `masked_softmax` made into weights; zero where masked."""
+    return weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
 
-    Each step is recomputed in the backward pass, so that `[B, T, S, A]` never exists.
+
+def make_hidden(queries: Float[Array, "B t A"], keys: Float[Array, "B S A"]) -> Float[Array, "B t S A"]:
+    """`tanh(q + k)` of every pair, float32: for a few queries at a time only."""
+    return jnp.tanh(queries[:, :, None].astype(jnp.float32) + keys[:, None].astype(jnp.float32))
+
+
+def make_scores(
+    queries: Float[Array, "B t A"], keys: Float[Array, "B S A"], v: Float[Array, " A"]
+) -> Float[Array, "B t S"]:
+    """`v . tanh(q + k)` of every pair, float32: for a few queries at a time only."""
+    return jnp.einsum("btsa,a->bts", make_hidden(queries, keys), v.astype(jnp.float32))
+
+
+def score_gradients(
+    queries: Float[Array, "B t A"], keys: Float[Array, "B S A"], d_scores: Float[Array, "B t S"]
+) -> tuple[Float[Array, "B t A"], Float[Array, "B S A"], Float[Array, "B A"]]:
+    """Cotangents of queries and keys, both still to be multiplied by v, and of v for each row; float32.
+
+    The hidden layer is made again. v's is kept apart by rows, so that devices which share the rows need not
+    speak inside a loop: they add theirs once, after it.
     """
+    hidden = make_hidden(queries, keys)
+    slopes = d_scores[..., None] * (1.0 - hidden * hidden)
+    return slopes.sum(axis=2), slopes.sum(axis=1), jnp.einsum("bts,btsa->ba", d_scores, hidden)
 
-    # One copy a row, so that the loop of the backward pass adds up gradients within a row, and devices that
-    # share the rows add theirs once, after the loop.
-    rows = jnp.broadcast_to(v, (queries.shape[0], v.shape[0]))
 
-    @jax.checkpoint
-    def one(query: Array) -> Array:  # [B, A]
-        hidden = jnp.tanh(query[:, None, :] + keys)
-        return jnp.einsum("bsa,ba->bs", hidden, rows, preferred_element_type=jnp.float32)
+def attend(
+    queries: Float[Array, "B T A"],
+    keys: Float[Array, "B S A"],
+    values: Float[Array, "B S D"],
+    mask: Bool[Array, "B S"],
+    v: Float[Array, " A"],
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T S"]]:
+    """Attends with queries and keys that are projected.
 
-    if queries.shape[1] == 1:
-        return one(queries[:, 0])[:, None]
-    scores = jax.lax.map(one, queries.swapaxes(0, 1))  # [T, B, S]
-    return scores.swapaxes(0, 1)
+    Args:
+        queries: `[B, T, A]`, `Q q`.
+        keys: `[B, S, A]`, `K k + b`.
+        values: `[B, S, D]`, what the contexts are made of; their dtype is the one of that product.
+        mask: `[B, S]`, True where real.
+        v: `[A]`.
+
+    Returns:
+        Contexts `[B, T, D]` and weights `[B, T, S]` float32, both zero for a row without any real position.
+    """
+    return _attend(queries, keys, values, mask, v)
+
+
+@jax.custom_vjp
+def _attend(queries: Array, keys: Array, values: Array, mask: Array, v: Array) -> tuple[Array, Array]:
+    weights = masked_softmax(_all_scores(queries, keys, v), mask[:, None])
+    return jnp.einsum("bts,bsd->btd", weights.astype(values.dtype), values), weights
+
+
+def _attend_fwd(queries: Array, keys: Array, values: Array, mask: Array, v: Array) -> Any:
+    contexts, weights = _attend(queries, keys, values, mask, v)
+    return (contexts, weights), (queries, keys, values, weights, v)
+
+
+def _attend_bwd(saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> Any:
+    queries, keys, values, weights, v = saved
+    d_contexts, d_weights = cotangents
+    d_values = jnp.einsum("bts,btd->bsd", weights.astype(values.dtype), d_contexts, preferred_element_type=jnp.float32)
+    d_weights += jnp.einsum("btd,bsd->bts", d_contexts, values, preferred_element_type=jnp.float32)
+    d_queries, d_keys, d_v = _all_score_gradients(queries, keys, softmax_gradient(weights, d_weights))
+    slope = v.astype(jnp.float32)
+    return (
+        (d_queries * slope).astype(queries.dtype),
+        (d_keys * slope).astype(keys.dtype),
+        d_values.astype(values.dtype),
+        None,
+        d_v.sum(axis=0).astype(v.dtype),
+    )
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _cut(queries: Array, keys: Array) -> tuple[int, int]:
+    """How many parts the T queries are cut into, and how many queries are in each; the last part may be shorter."""
+    length = queries.shape[1]
+    most = max(1, PAIRED // max(1, queries.shape[0] * keys.shape[1] * keys.shape[2]))
+    parts = -(-length // most)
+    return parts, -(-length // max(1, parts))
+
+
+def _lengthen(x: Array, length: int) -> Array:
+    """`[B, T, ...]` with zeros after it."""
+    return x if x.shape[1] == length else jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0)))
+
+
+def _part(x: Array, number: Array, steps: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, number * steps, steps, axis=1)
+
+
+def _put(x: Array, part: Array, number: Array, steps: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, part, number * steps, axis=1)
+
+
+def _all_scores(queries: Array, keys: Array, v: Array) -> Array:
+    """`[B, T, S]` float32, a few queries at a time."""
+    parts, steps = _cut(queries, keys)
+    if parts <= 1:
+        return make_scores(queries, keys, v)
+    padded = _lengthen(queries, parts * steps)
+
+    def one(number: Array, scores: Array) -> Array:
+        return _put(scores, make_scores(_part(padded, number, steps), keys, v), number, steps)
+
+    shape = (*padded.shape[:2], keys.shape[1])
+    return jax.lax.fori_loop(0, parts, one, jnp.zeros_like(queries, jnp.float32, shape=shape))[:, : queries.shape[1]]
+
+
+def _all_score_gradients(queries: Array, keys: Array, d_scores: Array) -> tuple[Array, Array, Array]:
+    """`score_gradients` of all queries, a few at a time."""
+    parts, steps = _cut(queries, keys)
+    if parts <= 1:
+        return score_gradients(queries, keys, d_scores)
+    # Queries that only fill up have no gradient, and give none to the keys.
+    padded, d_padded = _lengthen(queries, parts * steps), _lengthen(d_scores, parts * steps)
+
+    def one(number: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        d_queries, d_keys, d_v = sums
+        new = score_gradients(_part(padded, number, steps), keys, _part(d_padded, number, steps))
+        return _put(d_queries, new[0], number, steps), d_keys + new[1], d_v + new[2]
+
+    zeros = [jnp.zeros_like(queries, jnp.float32, shape=x) for x in (padded.shape, keys.shape, keys[:, 0].shape)]
+    d_queries, d_keys, d_v = jax.lax.fori_loop(0, parts, one, tuple(zeros))
+    return d_queries[:, : queries.shape[1]], d_keys, d_v
 
 
 class AdditiveAttention(nn.Module):
@@ -71,7 +196,8 @@ class AdditiveAttention(nn.Module):
 
     def project_keys(self, hidden: Array) -> Array:
         """`K k + b` of every source position: `[B, S, D]` to `[B, S, A]`."""
-        return hidden.astype(self.dtype) @ self.key_kernel.astype(self.dtype) + self.bias.astype(self.dtype)
+        keys = hidden.astype(self.dtype) @ self.key_kernel.astype(self.dtype)
+        return (keys.astype(jnp.float32) + self.bias).astype(self.dtype)  # the bias's gradient is summed in float32
 
     def weights(self) -> tuple[Array, Array]:
         """The query kernel `[D, A]` and `v [A]` in the compute dtype, for use inside a loop."""
@@ -91,9 +217,3 @@ class AdditiveAttention(nn.Module):
         """
         kernel, v = self.weights()
         return attend(queries.astype(self.dtype) @ kernel, keys, values, mask, v)
-
-
-def attend(queries: Array, keys: Array, values: Array, mask: Array, v: Array) -> tuple[Array, Array]:
-    """Contexts `[B, T, Dv]` and weights `[B, T, S]` of projected queries `[B, T, A]`."""
-    weights = masked_softmax(additive_scores(queries, keys, v), mask[:, None, :])
-    return jnp.einsum("bts,bsd->btd", weights.astype(values.dtype), values), weights

@@ -37,14 +37,14 @@ def table_gain(scale: float, features: int) -> float:
     return 1.0 if scale > 0 else features**0.5
 
 
-def gate_bias_initializer(scale: float) -> nn.initializers.Initializer:
-    """For the biases `[4H]` of gates i, f, g, o: zeros; with `scale` 0 ones for f (Jozefowicz et al. 2015)."""
+def gate_bias_initializer(scale: float, *, gates: int = 4) -> nn.initializers.Initializer:
+    """For the biases of gates: zeros; with `scale` 0, of four gates i, f, g, o, ones for f (Jozefowicz et al. 2015)."""
 
     def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
         del key
-        width = shape[0] // 4
+        width = shape[0] // gates
         bias = jnp.zeros(shape, dtype)
-        return bias if scale > 0 else bias.at[width : 2 * width].set(1.0)
+        return bias if scale > 0 or gates != 4 else bias.at[width : 2 * width].set(1.0)
 
     return init
 

@@ -1,257 +1,300 @@
-"""Long short-term memory over whole sequences, with a backward pass written by hand.
+"""Recurrent layers: their parameters, and the two ways to run one: over whole sequences, or one step.
 
-    i, f, o = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)     g = tanh(z_g)     z = x W + h U + b
-    c' = f c + i g                                          h' = o tanh(c')
-
-(Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates in the order
-i, f, g, o.) Inside, everything is time-major: `[T, B, ...]`.
-
-What makes it fast: the input products of all steps are one product before the loop; the loop of
-the backward pass carries dh and dc only, and the gradient of U is one product after it, where
-`grad(lax.scan)` would add to it at every step.
+Inside, everything is time-major: `[T, B, ...]`. The equations are in `cells`, the loop over time in `recurrence`.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 
 from seq2seq_jax.interfaces import Array
+from seq2seq_jax.layers.cells import Cell, GRUCell, LSTMCell, State
+from seq2seq_jax.layers.dropout import dropout_mask
 from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
-from seq2seq_jax.layers.parameters import declare
+from seq2seq_jax.layers.parameters import declare, stacked
+from seq2seq_jax.layers.recurrence import Loop, Weights, keep_states, recur, recur_both
 
-Carry = tuple[Array, Array]
-"""Cell and output, `(c [B, H], h [B, H])`, both float32."""
+CELLS = ("lstm", "lstm_peephole", "gru")
 
+LayerParameters = Mapping[str, Array]
+"""One layer's parameters by name, float32."""
 
-def lstm_gates(z: Array) -> tuple[Array, Array, Array, Array]:
-    """Splits pre-activations `[..., 4H]` into the activated gates i, f, g, o."""
-    i, f, g, o = jnp.split(z, 4, axis=-1)
-    return jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-
-
-def lstm_cell(z: Array, c: Array) -> Carry:
-    """One step from the pre-activations `[B, 4H]` and the old cell `[B, H]` to `(c', h')`."""
-    i, f, g, o = lstm_gates(z)
-    c = f * c + i * g
-    return c, o * jnp.tanh(c)
+StepWeights = Mapping[str, Array]
+"""One layer's parameters in the shapes that single steps are quickest with, see `make_step_weights`."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _lstm(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
-    """Cells and outputs of every step, `[T, B, H]` each; a masked step repeats the state before it."""
-    (_, cells, outputs), _ = _lstm_forward(projected, kernel, mask, c0, h0, reverse)
-    return cells, outputs
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What the recurrent layers of a model have in common.
+
+    Attributes:
+        features: P, width of the output.
+        cell: the equations of a step.
+        inner: H, width of the cell; where it is not P the output is projected from it (Sak et al. 2014).
+        recurrent_dropout: rate on the output on its way to the next step, one draw a sequence and layer (Gal and
+            Ghahramani 2016).
+        dtype: dtype of the products; states are float32.
+        init_scale: see `seq2seq_jax.layers.initializers`.
+        loop: how the layers run over time.
+    """
+
+    features: int
+    cell: Cell = LSTMCell()
+    inner: int = 0
+    recurrent_dropout: float = 0.0
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    init_scale: float = 0.04
+    loop: Loop = Loop()
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return self.inner or self.features
+
+    @property
+    def state_widths(self) -> tuple[int, ...]:
+        """Of every array in the state: the cell's own, then the output."""
+        return (self.width,) * (self.cell.states - 1) + (self.features,)
+
+    def zero_state(self, like: Array, shape: tuple[int, ...]) -> State:
+        """The state before a first step: `[*shape, width]` each, as much per device as `like`."""
+        return tuple(jnp.zeros_like(like, jnp.float32, shape=(*shape, width)) for width in self.state_widths)
 
 
-def _lstm_forward(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> Any:
-    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, tuple[Array, Array, Array]]:
-        c, h = carry
-        x, real = inputs
-        z = x.astype(jnp.float32) + jnp.dot(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-        gates = jnp.concatenate(lstm_gates(z), axis=-1)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        new_c = f * c + i * g
-        c = jnp.where(real[:, None], new_c, c)
-        h = jnp.where(real[:, None], o * jnp.tanh(new_c), h)
-        return (c, h), (gates.astype(projected.dtype), c, h)
-
-    _, saved = jax.lax.scan(step, (c0, h0), (projected, mask), reverse=reverse)
-    return saved, (kernel, mask, c0, h0)
-
-
-def _lstm_fwd(projected: Array, kernel: Array, mask: Array, c0: Array, h0: Array, reverse: bool) -> Any:
-    (gates, cells, outputs), rest = _lstm_forward(projected, kernel, mask, c0, h0, reverse)
-    return (cells, outputs), (gates, cells, outputs, *rest)
-
-
-def _before(states: Array, initial: Array, reverse: bool) -> Array:
-    """The state each step started from, `[T, B, H]`."""
-    if reverse:
-        return jnp.concatenate([states[1:], initial[None]])
-    return jnp.concatenate([initial[None], states[:-1]])
-
-
-def _lstm_bwd(reverse: bool, saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> Any:
-    gates, cells, outputs, kernel, mask, c0, h0 = saved
-    kernel_t = kernel.T
-
-    def step(carry: Carry, inputs: tuple[Array, ...]) -> tuple[Carry, Array]:
-        dc, dh = carry
-        act, c, c_before, real, dc_out, dh_out = inputs
-        i, f, g, o = jnp.split(act.astype(jnp.float32), 4, axis=-1)
-        dc, dh = dc + dc_out, dh + dh_out
-        tanh_c = jnp.tanh(c)
-        d = dc + dh * o * (1.0 - tanh_c * tanh_c)
-        dz = jnp.concatenate(
-            [d * g * i * (1.0 - i), d * c_before * f * (1.0 - f), d * i * (1.0 - g * g), dh * tanh_c * o * (1.0 - o)],
-            axis=-1,
-        )
-        real = real[:, None]
-        dz = jnp.where(real, dz, 0.0).astype(kernel.dtype)
-        dh = jnp.dot(dz, kernel_t, preferred_element_type=jnp.float32) + jnp.where(real, 0.0, dh)
-        return (jnp.where(real, d * f, dc), dh), dz.astype(gates.dtype)
-
-    xs = (gates, cells, _before(cells, c0, reverse), mask, *cotangents)
-    (dc0, dh0), dz = jax.lax.scan(step, (jnp.zeros_like(c0), jnp.zeros_like(h0)), xs, reverse=not reverse)
-    h_before = _before(outputs, h0, reverse).astype(kernel.dtype)
-    d_kernel = jnp.einsum("tbh,tbz->hz", h_before, dz.astype(kernel.dtype), preferred_element_type=jnp.float32)
-    return dz, d_kernel.astype(kernel.dtype), None, dc0, dh0
-
-
-_lstm.defvjp(_lstm_fwd, _lstm_bwd)
-
-
-def lstm(
-    projected: Float[Array, "T B Z"],
-    recurrent_kernel: Float[Array, "H Z"],
-    mask: Bool[Array, "T B"],
-    *,
-    initial: Carry | None = None,
-    reverse: bool = False,
-) -> tuple[Float[Array, "T B H"], Carry]:
-    """Runs an LSTM over time-major sequences of different lengths.
-
-    A masked step leaves the state as it was and gives a zero output, so that padding before, after
-    or between the real steps changes nothing, in either direction.
+def make_cell(name: str, *, layer_norm: bool, features: int, inner: int) -> Cell:
+    """The cell of a config.
 
     Args:
-        projected: `[T, B, 4H]`, input products of all steps with the bias added.
-        recurrent_kernel: `[H, 4H]`; its dtype is the one that products are made in.
-        mask: `[T, B]`, True where a step is real.
-        initial: state before the first step; zeros if absent.
-        reverse: run from the last step to the first; outputs stay where their inputs are.
+        name: one of `CELLS`.
+        layer_norm: with layer normalisation (Ba et al. 2016).
+        features: width of a layer's output.
+        inner: width of the cell, 0 for the same.
 
-    Returns:
-        The outputs `[T, B, H]` float32 (zero where masked), and the state after the last real step.
+    Raises:
+        ValueError: there is no such cell.
     """
-    batch, width = projected.shape[1], recurrent_kernel.shape[0]
-    zeros = jnp.zeros_like(projected, jnp.float32, shape=(batch, width))
-    c0, h0 = initial if initial is not None else (zeros, zeros)
-    cells, outputs = _lstm(projected, recurrent_kernel, mask, c0, h0, reverse)
-    last = 0 if reverse else -1
-    return jnp.where(mask[..., None], outputs, 0.0), (cells[last], outputs[last])
+    if name not in CELLS:
+        raise ValueError(f"`cell` must be one of {CELLS}, but is {name!r} instead.")
+    if inner < 0:
+        raise ValueError(f"`cells` must be 0 (as many as `features`) or more, but is {inner} instead.")
+    if name == "gru":
+        if inner not in (0, features):
+            raise ValueError(
+                f"`cells` must be 0 with `cell` 'gru', which has no projection, but is {inner} instead; use 'lstm'."
+            )
+        return GRUCell(layer_norm=layer_norm)
+    return LSTMCell(peepholes=name == "lstm_peephole", layer_norm=layer_norm)
+
+
+def declare_layer(module: nn.Module, kind: LayerKind, inputs: int, *, layers: int = 0) -> dict[str, Array]:
+    """Declares the parameters of a layer with so many inputs, or of a stack of layers `[L, ...]`."""
+    cell, width = kind.cell, kind.cell.gates * kind.width
+    matrix = matrix_initializer(kind.init_scale)
+    found: dict[str, tuple[nn.initializers.Initializer, tuple[int, ...], tuple[str, ...]]] = {
+        "input_kernel": (matrix, (inputs, width), ("embed", "gates")),
+        "recurrent_kernel": (matrix, (kind.features, width), ("hidden", "gates")),
+        "bias": (gate_bias_initializer(kind.init_scale, gates=cell.gates), (width,), ("gates",)),
+    }
+    if kind.width != kind.features:
+        found["projection_kernel"] = (matrix, (kind.width, kind.features), ("hidden", "embed"))
+    for name, (size, value) in {**cell.input_vectors(kind.width), **cell.vectors(kind.width)}.items():
+        found[name] = (nn.initializers.constant(value), (size,), ("gates" if size == width else "hidden",))
+    if not layers:
+        return {name: declare(module, name, *each) for name, each in found.items()}
+    return {
+        name: declare(module, name, stacked(init), (layers, *shape), ("layers", *axes))
+        for name, (init, shape, axes) in found.items()
+    }
 
 
 @jax.custom_vjp
 def product(x: Array, kernel: Array) -> Array:
-    """`x @ kernel` of `[..., D]` and `[D, Z]`, with a quicker gradient of the kernel.
+    """`x @ kernel` of `[..., D]` and `[D, Z]` float32 in the dtype of x, with a quicker gradient of the kernel.
 
     Left to itself, differentiation makes the gradient of the kernel as the transpose of a product of
-    transposed copies; here it is one product of what there is.
+    transposed copies; here it is one product of what there is, and float32.
     """
-    return x @ kernel
+    return x @ kernel.astype(x.dtype)
 
 
 def _product_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return product(x, kernel), (x, kernel)
 
 
 def _product_bwd(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return dz @ kernel.T, jnp.einsum("...d,...z->dz", x, dz)
+    d_kernel = jnp.einsum("...d,...z->dz", x, dz, preferred_element_type=jnp.float32)
+    return dz @ kernel.astype(dz.dtype).T, d_kernel
 
 
 product.defvjp(_product_fwd, _product_bwd)
 
 
-def run_lstm(parameters: tuple[Array, Array, Array], x: Array, mask: Array) -> Array:
-    """One layer from zeros over `x` `[T, B, D]`: outputs `[T, B, H]` in its dtype.
+def project(kind: LayerKind, own: LayerParameters, parts: Sequence[Array | None]) -> Array:
+    """Input products, `[..., Z]`: all that can be done before the loop but for the bias, which the steps add.
 
-    The parameters are input kernel `[D, 4H]`, recurrent kernel `[H, 4H]` and bias `[4H]`.
+    The input may come in parts (a layer below and an attention context, say), side by side the rows of the one input
+    kernel. The last part may be None: its product is then added inside a loop.
     """
-    kernel, recurrent, bias = parameters
-    outputs, _ = lstm(bias + product(x, kernel), recurrent, mask)
-    return outputs.astype(x.dtype)
+    given = [part.astype(kind.dtype) for part in parts if part is not None]
+    if not given:
+        raise ValueError("`parts` must have a part that is not None.")
+    x = given[0] if len(given) == 1 else jnp.concatenate(given, axis=-1)
+    products = product(x, own["input_kernel"][: x.shape[-1]])
+    return kind.cell.normalise(products, _input_vectors(kind, own)).astype(kind.dtype)
 
 
-StepWeights = tuple[Array, Array]
-"""One layer's joined kernel `[4H, inputs + H]` and bias `[4H]` in the compute dtype, see `join_kernels`."""
+def _input_vectors(kind: LayerKind, own: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: own[name] for name in kind.cell.input_vectors(kind.width)}
 
 
-def join_kernels(input_kernel: Array, recurrent_kernel: Array, bias: Array, dtype: jnp.dtype) -> StepWeights:
-    """Input and recurrent kernel as one, an output a row: a step is then one product, and a quick one.
+def make_weights(kind: LayerKind, own: LayerParameters) -> Weights:
+    """What the loop multiplies the state with."""
+    vectors = {name: own[name] for name in kind.cell.vectors(kind.width)}
+    return Weights(own["recurrent_kernel"], own.get("projection_kernel"), vectors, own["bias"])
 
-    A product with few rows (the beams of one sentence) is the time in which the weights arrive from memory. On CPUs
+
+def draw_noise(kind: LayerKind, key: Array | None, places: Int[Array, "T B 2"]) -> Array | None:
+    """Factors `[B, P]` of variational dropout on the outputs of a layer, keyed by row; None without it."""
+    if key is None or kind.recurrent_dropout == 0.0:
+        return None
+    place = places[:1] * jnp.array([1, 0], places.dtype)  # one draw for all times
+    return dropout_mask(key, kind.recurrent_dropout, place, kind.features, jnp.dtype(jnp.float32))[0]
+
+
+def run_layer(
+    kind: LayerKind,
+    own: LayerParameters,
+    parts: Sequence[Array],
+    mask: Bool[Array, "T B"] | None,
+    *,
+    initial: State | None = None,
+    noise: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, State]:
+    """A layer over whole sequences: parts `[T, B, part]` to outputs `[T, B, P]` and the last state, see `recur`."""
+
+    def run(own: LayerParameters, parts: Sequence[Array], initial: State | None) -> tuple[Array, State]:
+        projected, weights = project(kind, own, parts), make_weights(kind, own)
+        return recur(kind.cell, projected, weights, mask, initial=initial, noise=noise, reverse=reverse, loop=kind.loop)
+
+    return (keep_states(run) if kind.loop.recompute else run)(own, parts, initial)
+
+
+def run_both(
+    kind: LayerKind,
+    ahead: LayerParameters,
+    back: LayerParameters,
+    x: Array,
+    mask: Bool[Array, "T B"] | None,
+    *,
+    noise: tuple[Array | None, Array | None] = (None, None),
+) -> Array:
+    """Both directions of a layer from zeros, `[T, B, D]` to the outputs side by side, `[T, B, 2P]`."""
+
+    def run(ahead: LayerParameters, back: LayerParameters, x: Array) -> tuple[Array, Array]:
+        projected = project(kind, ahead, (x,)), project(kind, back, (x,))
+        weights = make_weights(kind, ahead), make_weights(kind, back)
+        return recur_both(kind.cell, projected, weights, mask, noise=noise, loop=kind.loop)
+
+    return jnp.concatenate((keep_states(run) if kind.loop.recompute else run)(ahead, back, x), axis=-1)
+
+
+def make_step_weights(kind: LayerKind, own: LayerParameters) -> StepWeights:
+    """The parameters as `run_step` reads them: kernels in the dtype of products with an output a row.
+
+    Where input and state only meet as a sum, their kernels are one: a step is then one product, and a quick one. A
+    product with few rows (the beams of one sentence) is the time in which the weights arrive from memory; on CPUs
     XLA reads them at half the speed where the outputs are columns.
     """
-    joined = jnp.concatenate([input_kernel.T, recurrent_kernel.T], axis=1)
-    return joined.astype(dtype), bias.astype(dtype)
+    kernels = {name: leaf.T.astype(kind.dtype) for name, leaf in own.items() if name.endswith("_kernel")}
+    small = {name: leaf for name, leaf in own.items() if not name.endswith("_kernel")}
+    if kind.cell.joins:
+        joined = jnp.concatenate([kernels.pop("input_kernel"), kernels.pop("recurrent_kernel")], axis=1)
+        kernels["joined_kernel"] = joined
+    return {**kernels, **small}
 
 
-def lstm_step(weights: StepWeights, parts: tuple[Array, ...], carry: Carry) -> Carry:
+def _apply_rows(kernel: Array, *parts: Array) -> Array:
+    """The product `[B, Z]` float32 of parts `[B, part]`, side by side, with a kernel `[Z, parts]`."""
+    x = jnp.concatenate([part.astype(kernel.dtype) for part in parts], axis=-1)
+    return jnp.einsum("bd,zd->bz", x, kernel, preferred_element_type=jnp.float32)
+
+
+def run_step(kind: LayerKind, weights: StepWeights, parts: Sequence[Array], state: State) -> State:
     """One step of a layer: the parts of its input `[B, part]` and the old state to the new state."""
-    kernel, bias = weights
-    c, h = carry
-    x = jnp.concatenate([part.astype(kernel.dtype) for part in (*parts, h)], axis=-1)
-    z = jnp.einsum("bd,zd->bz", x, kernel, preferred_element_type=jnp.float32)
-    return lstm_cell(z + bias, c)
+    if kind.cell.joins:
+        x = _apply_rows(weights["joined_kernel"], *parts, state[-1]) + weights["bias"]
+        p = jnp.zeros([], x.dtype)
+    else:
+        x = kind.cell.normalise(_apply_rows(weights["input_kernel"], *parts), _input_vectors(kind, weights))
+        x = x + weights["bias"]
+        p = _apply_rows(weights["recurrent_kernel"], state[-1])
+    vectors = {name: weights[name] for name in kind.cell.vectors(kind.width)}
+    new, _ = kind.cell.forward(x, p, state, vectors)
+    if "projection_kernel" in weights:
+        new = (*new[:-1], _apply_rows(weights["projection_kernel"], new[-1]))
+    return new
 
 
-class LSTM(nn.Module):
-    """The parameters of one LSTM layer, and the two ways to run it: a whole sequence, or one step.
-
-    The input may come in parts (a layer below and an attention context, say): each part meets its
-    own rows of the one input kernel and nothing is concatenated.
+class Recurrent(nn.Module):
+    """The parameters of one recurrent layer, and the ways to run it.
 
     Attributes:
-        features: H, width of the output.
-        input_features: widths of the parts of the input.
-        dtype: dtype of the products; the state stays float32.
-        init_scale: see `seq2seq_jax.layers.initializers`.
+        kind: what it shares with the other layers of its model.
+        inputs: width of the input, all its parts together.
     """
 
-    features: int
-    input_features: tuple[int, ...]
-    dtype: jnp.dtype = jnp.float32
-    init_scale: float = 0.04
+    kind: LayerKind
+    inputs: int
 
     def setup(self) -> None:
-        init, bias = matrix_initializer(self.init_scale), gate_bias_initializer(self.init_scale)
-        width = 4 * self.features
-        inputs = sum(self.input_features)
-        self.input_kernel = declare(self, "input_kernel", init, (inputs, width), ("embed", "gates"))
-        self.recurrent_kernel = declare(self, "recurrent_kernel", init, (self.features, width), ("hidden", "gates"))
-        self.bias = declare(self, "bias", bias, (width,), ("gates",))
+        self.own = declare_layer(self, self.kind, self.inputs)
 
-    def kernels(self) -> list[Array]:
-        """The rows of the input kernel that belong to each part, `[part, 4H]`, in the compute dtype."""
-        ends = [sum(self.input_features[: n + 1]) for n in range(len(self.input_features))]
-        return jnp.split(self.input_kernel.astype(self.dtype), ends[:-1])
+    def parameters(self) -> dict[str, Array]:
+        """The parameters by name, for `run_layer` and `run_both`."""
+        return dict(self.own)
 
-    def parameters(self) -> tuple[Array, Array, Array]:
-        """Input kernel, recurrent kernel and bias in the compute dtype, for `run_lstm`."""
-        own = (self.input_kernel, self.recurrent_kernel, self.bias)
-        return own[0].astype(self.dtype), own[1].astype(self.dtype), own[2].astype(self.dtype)
-
-    def project(self, *parts: Array | None) -> Array:
-        """Input products plus bias, `[..., 4H]`: all that can be done before the loop.
-
-        A part that is None is left out (its product can be added later, inside a loop).
-        """
-        projected = self.bias.astype(self.dtype)
-        for part, kernel in zip(parts, self.kernels(), strict=True):
-            if part is not None:
-                projected = projected + product(part.astype(self.dtype), kernel)
-        return projected
+    def draw_noise(self, places: Array, *, train: bool) -> Array | None:
+        """Factors of variational dropout when training, see `draw_noise`."""
+        if not train or self.kind.recurrent_dropout == 0.0:
+            return None
+        return draw_noise(self.kind, self.make_rng("dropout"), places)
 
     def __call__(
-        self, *parts: Array, mask: Array, initial: Carry | None = None, reverse: bool = False
-    ) -> tuple[Array, Carry]:
-        """Runs over whole sequences: parts `[T, B, part]` to outputs `[T, B, H]` and the last state."""
-        kernel = self.recurrent_kernel.astype(self.dtype)
-        outputs, carry = lstm(self.project(*parts), kernel, mask, initial=initial, reverse=reverse)
-        return outputs.astype(self.dtype), carry
+        self,
+        *parts: Array,
+        mask: Array | None,
+        places: Array | None = None,
+        initial: State | None = None,
+        reverse: bool = False,
+        train: bool = False,
+    ) -> tuple[Array, State]:
+        """Runs over whole sequences: parts `[T, B, part]` to outputs `[T, B, P]` and the last state.
+
+        With recurrent dropout, training needs `places` `[T, B, 2]`; see `layers.dropout.make_places`.
+        """
+        noise = None if places is None else self.draw_noise(places, train=train)
+        return run_layer(self.kind, self.own, parts, mask, initial=initial, noise=noise, reverse=reverse)
 
     def step_weights(self) -> StepWeights:
         """The layer's parameters as `step` reads them, to be made once, before a loop over steps."""
-        return join_kernels(self.input_kernel, self.recurrent_kernel, self.bias, self.dtype)
+        return make_step_weights(self.kind, self.own)
 
-    def step(self, *parts: Array, carry: Carry, weights: StepWeights | None = None) -> Carry:
+    def step(self, *parts: Array, state: State, weights: StepWeights | None = None) -> State:
         """Runs one step: parts `[B, part]` and the old state to the new state."""
-        return lstm_step(self.step_weights() if weights is None else weights, parts, carry)
+        return run_step(self.kind, self.step_weights() if weights is None else weights, parts, state)
+
+
+def split_layers(stack: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """The parameters of every layer of a stack; the gradient is one concatenation, not a sum over layers."""
+    count = next(iter(stack.values())).shape[0]
+    split = {name: jnp.split(leaf, count) for name, leaf in stack.items()}
+    return [{name: parts[n][0] for name, parts in split.items()} for n in range(count)]

@@ -34,11 +34,22 @@ from flax import linen as nn
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
-from seq2seq_jax.layers.attention import AdditiveAttention, attend
+from seq2seq_jax.layers.attending import Asking, Attended, recur_attending
+from seq2seq_jax.layers.attention import AdditiveAttention
+from seq2seq_jax.layers.cells import State
 from seq2seq_jax.layers.dropout import Dropout, dropout_mask, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.recurrent import LSTM, Carry, lstm_cell, run_lstm
-from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.layers.recurrent import (
+    LayerParameters,
+    Recurrent,
+    draw_noise,
+    make_weights,
+    project,
+    run_both,
+    run_layer,
+)
+from seq2seq_jax.layers.stack import RecurrentStack, run_in_order
+from seq2seq_jax.models.layer_kind import check_layers, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
 ATTENTION_FROM = ("previous_step", "current_step")
@@ -59,7 +70,11 @@ class GNMTConfig:
         attention_from: whose output asks: "previous_step" (paper) or "current_step" (NVIDIA).
         share_embeddings: "none" (three tables), "target" (target embedding = softmax kernel) or
             "all" (one table; needs one vocabulary for both sides).
+        cell: of the layers: "lstm", "lstm_peephole" or "gru".
+        cells: width of a cell, projected to D; 0 is D without a projection.
+        layer_norm: inside the cells.
         dropout: rate on every non-recurrent connection.
+        recurrent_dropout: rate on what a layer gives to its next step, one draw a sentence.
         init_scale: parameters are drawn uniformly from [-init_scale, init_scale]; 0 scales them by
             their inputs, see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products, "float32" or "bfloat16"; parameters and states are float32.
@@ -73,7 +88,11 @@ class GNMTConfig:
     attention_features: int = 1024
     attention_from: str = "previous_step"
     share_embeddings: str = "none"
+    cell: str = "lstm"
+    cells: int = 0
+    layer_norm: bool = False
     dropout: float = 0.2
+    recurrent_dropout: float = 0.0
     init_scale: float = 0.04
     dtype: str = "float32"
 
@@ -99,14 +118,19 @@ class GNMTConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
+        check_layers(self)
+        if self.layer_norm and self.attention_from == "previous_step":
+            raise ValueError(
+                "`layer_norm` must be False with `attention_from` 'previous_step', whose bottom layer has its input "
+                "products inside the loop; use 'current_step'."
+            )
 
 
 @struct.dataclass
 class GNMTCache:
-    """The state of every decoder layer; `h[:, 0]` is also what the paper's attention is asked with."""
+    """The states of every decoder layer; the bottom one's output is also what the paper's attention is asked with."""
 
-    c: Array  # [B, L, D] float32
-    h: Array  # [B, L, D] float32
+    states: State  # [B, L, width] float32 each, the output last
 
 
 class GNMT(nn.Module):
@@ -127,11 +151,13 @@ class GNMT(nn.Module):
         look_up = self.execution.look_up
         run = self.execution.stack_runner() or run_in_order
 
-        def layer(*inputs: int) -> LSTM:
-            return LSTM(width, inputs, dtype=dtype, init_scale=scale)
+        self.kind = make_kind(cfg, self.execution)
 
-        def stack(layers: int, residual_from: int, side: int = 0) -> LSTMStack:
-            return LSTMStack(layers, width, side, residual_from, cfg.dropout, dtype, scale, run)
+        def layer(inputs: int) -> Recurrent:
+            return Recurrent(self.kind, inputs)
+
+        def stack(layers: int, residual_from: int, side: int = 0) -> RecurrentStack:
+            return RecurrentStack(self.kind, layers, side, residual_from, cfg.dropout, run)
 
         self.target_embedding = Embedding(cfg.target_vocab, width, dtype, scale, look_up)
         self.source_embedding = (
@@ -146,7 +172,7 @@ class GNMT(nn.Module):
             self.encoder_second = layer(2 * width)
         if cfg.encoder_layers > 2:
             self.encoder_stack = stack(cfg.encoder_layers - 2, 0)
-        self.decoder_bottom = layer(*((width, context) if cfg.attention_from == "previous_step" else (width,)))
+        self.decoder_bottom = layer(width + (context if cfg.attention_from == "previous_step" else 0))
         if cfg.decoder_layers > 1:
             self.decoder_stack = stack(cfg.decoder_layers - 1, 1, context)
         self.attention = AdditiveAttention(cfg.attention_features, width, context, dtype, scale)
@@ -165,38 +191,47 @@ class GNMT(nn.Module):
         """Source tokens `[B, S]` to the memory that the decoder attends to."""
         mask, places = source_mask.T, self._places(source)
         x = self.dropout(self.source_embedding(source.T), places, train=train)  # [S, B, D]
-        x = self._bottom(x, mask)
+        x = self._bottom(x, mask, places, train=train)
         if self.config.encoder_layers > 1:
-            x, _ = self.encoder_second(self.dropout(x, places, train=train), mask=mask)
+            x = self.dropout(x, places, train=train)
+            x, _ = self.encoder_second(x, mask=mask, places=places, train=train)
         if self.config.encoder_layers > 2:
             x, _ = self.encoder_stack(x, mask=mask, places=places, train=train)
         x = self.dropout(x, places, train=train)
         hidden = x.swapaxes(0, 1) * source_mask[..., None].astype(x.dtype)
         return Memory(hidden=hidden, mask=source_mask, projected=self.attention.project_keys(hidden))
 
-    def _bottom(self, x: Array, mask: Array) -> Array:
+    def _bottom(self, x: Array, mask: Array, places: Array, *, train: bool) -> Array:
         """The bottom encoder layer in both directions, `[S, B, D]` to `[S, B, 2D]`."""
-        forward, backward = self.encoder_bottom_forward, self.encoder_bottom_backward
-        both = self.execution.both_directions(run_lstm, forward.parameters(), backward.parameters(), x, mask)
+        kind = self.kind
+        ahead, back = self.encoder_bottom_forward.parameters(), self.encoder_bottom_backward.parameters()
+        key = self.make_rng("dropout") if train and kind.recurrent_dropout else None
+
+        def noise(direction: Array | int, places: Array) -> Array | None:
+            return draw_noise(kind, None if key is None else jax.random.fold_in(key, direction), places)
+
+        def run(own: tuple[LayerParameters, Array], x: Array, extras: tuple[Array, Array]) -> Array:
+            mask, places = extras
+            return run_layer(kind, own[0], (x,), mask, noise=noise(own[1], places))[0]
+
+        directions = (ahead, jnp.int32(0)), (back, jnp.int32(1))
+        both = self.execution.both_directions(run, *directions, x, (mask, places))
         if both is not None:
             return both
-        ahead, _ = forward(x, mask=mask)
-        back, _ = backward(x, mask=mask, reverse=True)
-        return jnp.concatenate([ahead, back], axis=-1)
+        return run_both(kind, ahead, back, x, mask, noise=(noise(0, places), noise(1, places)))
 
     def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
         """Teacher forcing over `target_in` `[B, T]`. Padding comes last, so that no step needs a mask."""
         places = self._places(target_in)
-        mask = jnp.ones_like(target_in.T, bool)
         x = self.dropout(self.target_embedding(target_in.T), places, train=train)  # [T, B, D]
         if self.config.attention_from == "previous_step":
             x, contexts, weights = self._attending_bottom(x, memory, places, train=train)
         else:
-            x, _ = self.decoder_bottom(x, mask=mask)
+            x, _ = self.decoder_bottom(x, mask=None, places=places, train=train)
             contexts, weights = self.attention(x.swapaxes(0, 1), memory.projected, memory.hidden, memory.mask)
             contexts = contexts.swapaxes(0, 1)
         if self.config.decoder_layers > 1:
-            x, _ = self.decoder_stack(x, contexts, mask=mask, places=places, train=train)
+            x, _ = self.decoder_stack(x, contexts, mask=None, places=places, train=train)
         hidden = self.dropout(x, places, train=train).swapaxes(0, 1)
         return DecoderOutput(hidden=hidden, attention=weights)
 
@@ -205,36 +240,27 @@ class GNMT(nn.Module):
 
         Returns outputs `[T, B, D]`, contexts `[T, B, Dm]` and weights `[B, T, S]`.
         """
-        bottom = self.decoder_bottom
-        query_kernel, v = self.attention.weights()
-        _, context_kernel = bottom.kernels()
-        recurrent_kernel = bottom.recurrent_kernel.astype(context_kernel.dtype)
-        projected = bottom.project(x, None)  # [T, B, 4D]
+        kind, own = self.kind, self.decoder_bottom.parameters()
         rate = self.config.dropout if train else 0.0
-        noise = None
+        context_noise = None
         if rate:
-            noise = dropout_mask(self.make_rng("dropout"), rate, places, self.memory_features, x.dtype)
-
-        @jax.checkpoint
-        def step(carry: Carry, inputs: tuple[Array, Array | None]) -> tuple[Carry, tuple[Array, Array, Array]]:
-            c, h = carry
-            z, factor = inputs
-            h = h.astype(context_kernel.dtype)
-            context, weights = attend((h @ query_kernel)[:, None], memory.projected, memory.hidden, memory.mask, v)
-            context, weights = context[:, 0], weights[:, 0]
-            read = context if factor is None else context * factor
-            c, h = lstm_cell((z + read @ context_kernel + h @ recurrent_kernel).astype(jnp.float32), c)
-            return (c, h), (h, context, weights)
-
-        zeros = jnp.zeros_like(projected, jnp.float32, shape=(x.shape[1], self.config.features))
-        _, (outputs, contexts, weights) = jax.lax.scan(step, (zeros, zeros), (projected, noise))
-        return outputs.astype(x.dtype), contexts, weights.swapaxes(0, 1)
+            context_noise = dropout_mask(self.make_rng("dropout"), rate, places, self.memory_features, x.dtype)
+        asking = Asking(self.attention.query_kernel, self.attention.v, own["input_kernel"][x.shape[-1] :])
+        outputs, contexts, weights = recur_attending(
+            kind.cell,
+            project(kind, own, (x, None)),
+            make_weights(kind, own),
+            asking,
+            Attended(memory.projected, memory.hidden, memory.mask),
+            noise=self.decoder_bottom.draw_noise(places, train=train),
+            context_noise=context_noise,
+        )
+        return outputs, contexts, weights.swapaxes(0, 1)
 
     def init_cache(self, memory: Memory, max_len: int) -> GNMTCache:
         """All states zero; `max_len` is not needed by a recurrent decoder."""
-        shape = (memory.mask.shape[0], self.config.decoder_layers, self.config.features)
-        zeros = jnp.zeros_like(memory.hidden, jnp.float32, shape=shape)
-        return GNMTCache(c=zeros, h=zeros)
+        shape = (memory.mask.shape[0], self.config.decoder_layers)
+        return GNMTCache(self.kind.zero_state(memory.hidden, shape))
 
     def step_weights(self) -> tuple[PyTree, ...]:
         """The weights of the decoder's layers as `decode_step` reads them."""
@@ -253,21 +279,21 @@ class GNMT(nn.Module):
             contexts, weights = self.attention(h[:, None], memory.projected, memory.hidden, memory.mask)
             return contexts[:, 0], weights[:, 0]
 
-        bottom = (cache.c[:, 0], cache.h[:, 0])
+        bottom = tuple(each[:, 0] for each in cache.states)
         x = self.target_embedding(token)
         if self.config.attention_from == "previous_step":
-            context, attention = ask(bottom[1])
-            bottom = self.decoder_bottom.step(x, context, carry=bottom, weights=own[0])
+            context, attention = ask(bottom[-1])
+            bottom = self.decoder_bottom.step(x, context, state=bottom, weights=own[0])
         else:
-            bottom = self.decoder_bottom.step(x, carry=bottom, weights=own[0])
-            context, attention = ask(bottom[1])
-        x = bottom[1].astype(dtype)
-        c, h = bottom[0][:, None], bottom[1][:, None]
+            bottom = self.decoder_bottom.step(x, state=bottom, weights=own[0])
+            context, attention = ask(bottom[-1])
+        x = bottom[-1].astype(dtype)
+        states = tuple(each[:, None] for each in bottom)
         if self.config.decoder_layers > 1:
-            x, above = self.decoder_stack.step(x, context, carry=(cache.c[:, 1:], cache.h[:, 1:]), weights=own[1])
-            c, h = jnp.concatenate([c, above[0]], 1), jnp.concatenate([h, above[1]], 1)
-        new = GNMTCache(c=c, h=h)
-        return StepOutput(hidden=x, attention=attention, cache=new)
+            upper = tuple(each[:, 1:] for each in cache.states)
+            x, above = self.decoder_stack.step(x, context, state=upper, weights=own[1])
+            states = tuple(jnp.concatenate(each, 1) for each in zip(states, above, strict=True))
+        return StepOutput(hidden=x, attention=attention, cache=GNMTCache(states))
 
     @property
     def _shared(self) -> Array | None:

@@ -20,9 +20,11 @@ from flax import linen as nn
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
+from seq2seq_jax.layers.cells import State
 from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.layers.stack import RecurrentStack, run_in_order
+from seq2seq_jax.models.layer_kind import check_layers, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
 
@@ -36,7 +38,11 @@ class LanguageModelConfig:
         features: D, width of the embedding and of the layers.
         layers: L.
         share_embeddings: "target" (one table for embedding and softmax) or "none" (two).
+        cell: of the layers: "lstm", "lstm_peephole" or "gru".
+        cells: width of a cell, projected to D; 0 is D without a projection.
+        layer_norm: inside the cells.
         dropout: rate on every non-recurrent connection.
+        recurrent_dropout: rate on what a layer gives to its next step, one draw a sentence.
         init_scale: parameters are drawn uniformly from [-init_scale, init_scale]; 0 scales them by
             their inputs, see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products; parameters and states are float32.
@@ -47,7 +53,11 @@ class LanguageModelConfig:
     features: int = 650
     layers: int = 2
     share_embeddings: str = "none"
+    cell: str = "lstm"
+    cells: int = 0
+    layer_norm: bool = False
     dropout: float = 0.5
+    recurrent_dropout: float = 0.0
     init_scale: float = 0.05
     dtype: str = "float32"
 
@@ -61,14 +71,14 @@ class LanguageModelConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
+        check_layers(self)
 
 
 @struct.dataclass
 class LanguageModelState:
-    """The state of every layer."""
+    """The states of every layer."""
 
-    c: Array  # [B, L, D] float32
-    h: Array  # [B, L, D] float32
+    states: State  # [B, L, width] float32 each, the output last
 
 
 class LSTMLanguageModel(nn.Module):
@@ -82,7 +92,8 @@ class LSTMLanguageModel(nn.Module):
         dtype, scale, look_up = jnp.dtype(cfg.dtype), cfg.init_scale, self.execution.look_up
         run = self.execution.stack_runner() or run_in_order
         self.target_embedding = Embedding(cfg.target_vocab, cfg.features, dtype, scale, look_up)
-        self.decoder = LSTMStack(cfg.layers, cfg.features, 0, cfg.layers, cfg.dropout, dtype, scale, run)
+        kind = make_kind(cfg, self.execution)
+        self.decoder = RecurrentStack(kind, cfg.layers, residual_from=cfg.layers, dropout=cfg.dropout, run=run)
         self.softmax = Softmax(
             cfg.target_vocab, cfg.features, own_kernel=cfg.share_embeddings == "none", init_scale=scale
         )
@@ -99,16 +110,18 @@ class LSTMLanguageModel(nn.Module):
         del memory
         places = make_places(self.execution.row_numbers(target_in.shape[0]), target_in.shape[1])
         x, _ = self.decoder(
-            self.target_embedding(target_in.T), mask=jnp.ones_like(target_in.T, bool), places=places, train=train
+            self.target_embedding(target_in.T),
+            mask=None,
+            places=places,
+            train=train,  # padding comes last
         )
         return DecoderOutput(hidden=self.dropout(x, places, train=train).swapaxes(0, 1))
 
     def init_cache(self, memory: Memory, max_len: int) -> LanguageModelState:
         """Zeros; `max_len` is not needed by a recurrent model."""
         del max_len
-        shape = (memory.mask.shape[0], self.config.layers, self.config.features)
-        zeros = jnp.zeros_like(memory.mask, jnp.float32, shape=shape)
-        return LanguageModelState(c=zeros, h=zeros)
+        shape = (memory.mask.shape[0], self.config.layers)
+        return LanguageModelState(make_kind(self.config, self.execution).zero_state(memory.mask, shape))
 
     def step_weights(self) -> tuple[PyTree, ...]:
         """The weights of the decoder's layers as `decode_step` reads them."""
@@ -119,8 +132,8 @@ class LSTMLanguageModel(nn.Module):
     ) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
         del step, memory
-        x, (c, h) = self.decoder.step(self.target_embedding(token), carry=(cache.c, cache.h), weights=weights)
-        return StepOutput(hidden=x, attention=None, cache=LanguageModelState(c=c, h=h))
+        x, states = self.decoder.step(self.target_embedding(token), state=cache.states, weights=weights)
+        return StepOutput(hidden=x, attention=None, cache=LanguageModelState(states))
 
     def _shared(self) -> Array | None:
         """The table that is the softmax's kernel too, where it is."""

@@ -20,9 +20,11 @@ from flax import linen as nn
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
+from seq2seq_jax.layers.cells import State
 from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.stack import LSTMStack, run_in_order
+from seq2seq_jax.layers.stack import RecurrentStack, run_in_order
+from seq2seq_jax.models.layer_kind import check_layers, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
 
@@ -36,7 +38,11 @@ class LSTMConfig:
         features: D, width of embeddings and layers.
         layers: L, layers on each side.
         reverse_source: read the source from its end (the paper's best trick).
+        cell: of the layers: "lstm", "lstm_peephole" or "gru".
+        cells: width of a cell, projected to D; 0 is D without a projection.
+        layer_norm: inside the cells.
         dropout: rate on every non-recurrent connection.
+        recurrent_dropout: rate on what a layer gives to its next step, one draw a sentence.
         init_scale: parameters are drawn uniformly from [-init_scale, init_scale]; 0 scales them by
             their inputs, see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products; parameters and states are float32.
@@ -47,7 +53,11 @@ class LSTMConfig:
     features: int = 1000
     layers: int = 4
     reverse_source: bool = True
+    cell: str = "lstm"
+    cells: int = 0
+    layer_norm: bool = False
     dropout: float = 0.0
+    recurrent_dropout: float = 0.0
     init_scale: float = 0.08
     dtype: str = "float32"
 
@@ -57,14 +67,14 @@ class LSTMConfig:
                 raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)} instead.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
+        check_layers(self)
 
 
 @struct.dataclass
 class LSTMState:
-    """The state of every layer: the encoder's last one (as memory) or the decoder's (as cache)."""
+    """The states of every layer: the encoder's last ones (as memory) or the decoder's (as cache)."""
 
-    c: Array  # [B, L, D] float32
-    h: Array  # [B, L, D] float32
+    states: State  # [B, L, width] float32 each, the output last
 
 
 class LSTMSeq2Seq(nn.Module):
@@ -76,10 +86,10 @@ class LSTMSeq2Seq(nn.Module):
     def setup(self) -> None:
         cfg = self.config
         dtype, scale, look_up = jnp.dtype(cfg.dtype), cfg.init_scale, self.execution.look_up
-        run = self.execution.stack_runner() or run_in_order
+        run, kind = self.execution.stack_runner() or run_in_order, make_kind(cfg, self.execution)
 
-        def stack() -> LSTMStack:
-            return LSTMStack(cfg.layers, cfg.features, 0, cfg.layers, cfg.dropout, dtype, scale, run)
+        def stack() -> RecurrentStack:
+            return RecurrentStack(kind, cfg.layers, residual_from=cfg.layers, dropout=cfg.dropout, run=run)
 
         self.source_embedding = Embedding(cfg.source_vocab, cfg.features, dtype, scale, look_up)
         self.target_embedding = Embedding(cfg.target_vocab, cfg.features, dtype, scale, look_up)
@@ -93,14 +103,14 @@ class LSTMSeq2Seq(nn.Module):
 
     def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
         """Source tokens `[B, S]` to the last state of every layer, in `Memory.projected`."""
-        x, (c, h) = self.encoder(
+        x, states = self.encoder(
             self.source_embedding(source.T),
             mask=source_mask.T,
             places=self._places(source),
             reverse=self.config.reverse_source,
             train=train,
         )
-        last = LSTMState(c=c.swapaxes(0, 1), h=h.swapaxes(0, 1))
+        last = LSTMState(tuple(each.swapaxes(0, 1) for each in states))
         return Memory(hidden=x.swapaxes(0, 1), mask=source_mask, projected=last)
 
     def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
@@ -108,9 +118,9 @@ class LSTMSeq2Seq(nn.Module):
         places = self._places(target_in)
         x, _ = self.decoder(
             self.target_embedding(target_in.T),
-            mask=jnp.ones_like(target_in.T, bool),
+            mask=None,  # padding comes last
             places=places,
-            initial=(memory.projected.c.swapaxes(0, 1), memory.projected.h.swapaxes(0, 1)),
+            initial=tuple(each.swapaxes(0, 1) for each in memory.projected.states),
             train=train,
         )
         return DecoderOutput(hidden=self.dropout(x, places, train=train).swapaxes(0, 1))
@@ -128,8 +138,8 @@ class LSTMSeq2Seq(nn.Module):
     ) -> StepOutput:
         """One step from the previous tokens `[B]`; agrees with `decode`."""
         del step, memory
-        x, (c, h) = self.decoder.step(self.target_embedding(token), carry=(cache.c, cache.h), weights=weights)
-        return StepOutput(hidden=x, attention=None, cache=LSTMState(c=c, h=h))
+        x, states = self.decoder.step(self.target_embedding(token), state=cache.states, weights=weights)
+        return StepOutput(hidden=x, attention=None, cache=LSTMState(states))
 
     def softmax_weights(self) -> tuple[Array, Array]:
         """Kernel `[V, D]` and bias `[V]` of the output projection, float32."""

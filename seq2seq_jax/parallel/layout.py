@@ -30,7 +30,11 @@ class Execution:
         rows: mesh axes that this program's rows are split over, where it is one device's (`shard_map`).
         vocabulary: how the devices share vocabularies.
         stage: mesh axis that layers lie on; None: this device has all of them.
+        platform: of the devices, "cpu", "gpu" or "tpu"; "" is that of JAX's default device.
         batched: run a stack on one device as a batched wavefront.
+        unroll: steps of a recurrence that are compiled as one; 0 is chosen.
+        recompute_gates: make the gates of recurrent layers again in the backward pass.
+        kernels: run recurrences by hand-written kernels where there are.
         chunks: pieces that a wavefront cuts sequences into; 0 is chosen.
         idle: as in the exact layout of 2014: a mesh axis whose first devices do the layers and whose last the softmax.
     """
@@ -38,7 +42,11 @@ class Execution:
     rows: tuple[str, ...] = ()
     vocabulary: VocabularySplit = WHOLE
     stage: str | None = None
+    platform: str = ""
     batched: bool = False
+    unroll: int = 0
+    recompute_gates: bool = False
+    kernels: bool = False
     chunks: int = 0
     idle: str | None = None
 
@@ -60,12 +68,12 @@ class Execution:
         return functools.partial(batched_wavefront, chunks=self.chunks) if self.batched else None
 
     def both_directions(
-        self, run: Callable[[PyTree, Array, Array], Array], forward: PyTree, backward: PyTree, x: Array, mask: Array
+        self, run: Callable[[PyTree, Array, PyTree], Array], forward: PyTree, backward: PyTree, x: Array, extras: PyTree
     ) -> Array | None:
         """A bidirectional layer on pairs of stages, see `split_directions`; None where there are no pairs."""
         if self.stage is None or lax.axis_size(self.stage) % 2:
             return None
-        return split_directions(run, forward, backward, x, mask, stage=self.stage)
+        return split_directions(run, forward, backward, x, extras, stage=self.stage)
 
 
 ONE_PROGRAM = Execution()
@@ -104,6 +112,9 @@ def make_layout(
     step: str = "auto",
     layers: str = "auto",
     chunks: int = 0,
+    recurrence: str = "loop",
+    unroll: int = 0,
+    recompute_gates: bool = False,
     rows_multiple: int = 8,
     devices: Sequence[jax.Device] | None = None,
 ) -> Layout:
@@ -122,19 +133,26 @@ def make_layout(
     if step == "auto":
         step = "shard_map" if mesh.size > 1 else "jit"
     rows = tuple(axis for axis in AXES if sizes[axis] > 1)
+    plain = Execution(
+        platform=mesh.devices.flat[0].platform,
+        batched=layers == "wavefront",
+        unroll=unroll,
+        recompute_gates=recompute_gates,
+        kernels=recurrence == "kernel",
+        chunks=chunks,
+    )
     if step == "jit":
-        return Layout(mesh, strategy, step, Execution(batched=layers == "wavefront", chunks=chunks))
+        return Layout(mesh, strategy, step, plain)
     idle = "tensor" if strategy == "exact" else None
     vocabulary = WHOLE
     if spread and strategy in ("balanced", "exact"):
         axes = tuple(axis for axis in ("stage", "tensor") if sizes[axis] > 1 and axis != idle)
         vocabulary = VocabularySplit(axes, tuple(axis for axis in rows if axis in ("stage", "tensor")), idle)
-    execution = Execution(
+    execution = dataclasses.replace(
+        plain,
         rows=rows,
         vocabulary=vocabulary,
         stage="stage" if sizes["stage"] > 1 else None,
-        batched=layers == "wavefront",
-        chunks=chunks,
         idle=idle,
     )
     return Layout(mesh, strategy, step, execution)

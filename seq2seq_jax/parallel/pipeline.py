@@ -25,7 +25,9 @@ from jax import lax
 from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.parallel.varying import vary_over, varying_axes
 
-Carry = tuple[Array, Array]
+Carry = tuple[Array, ...]
+"""The state of a layer (or of a stack, with a leading axis): `[B, width]` each."""
+
 Layer = Callable[[PyTree, Any, Carry, Array, PyTree], tuple[Carry, Array]]
 """`layer(parameters, n, carry, x [K, B, D], extras) -> (carry, x)`: layer n over one chunk; n may be traced."""
 
@@ -45,6 +47,10 @@ def _cut(tree: PyTree, chunks: int) -> tuple[PyTree, int]:
     return jax.tree.map(cut, tree), length
 
 
+def _zeros(x: Array, layers: int, widths: tuple[int, ...]) -> Carry:
+    return tuple(jnp.zeros_like(x, jnp.float32, shape=(layers, x.shape[1], width)) for width in widths)
+
+
 def _count_chunks(length: int, chunks: int, stages: int) -> int:
     wanted = min(length, chunks or CHUNKS_PER_STAGE * stages)
     return -(-length // -(-length // wanted))  # no chunk of padding alone
@@ -57,7 +63,7 @@ def wavefront(
     x: Array,
     extras: PyTree,
     *,
-    width: int,
+    widths: tuple[int, ...],
     reverse: bool,
     stage: str,
     gather: tuple[str, ...],
@@ -69,11 +75,11 @@ def wavefront(
     Args:
         layer: one layer over one chunk.
         parameters: this device's layers, leaves `[L / stages, ...]`.
-        carry: their states before the first step, `[L / stages, B, H]` of all rows of the group; None is zeros.
+        carry: their states before the first step, `[L / stages, B, width]` each, of all rows of the group, or None.
         x: `[T, B, D]`, this device's rows of the input of the first layer.
         extras: leaves `[T, B, ...]`, this device's rows, read by every layer; zeros (False) must mean "not a real
             step".
-        width: H.
+        widths: of the arrays of a state.
         reverse: time runs backwards.
         stage: mesh axis of the layers.
         gather: mesh axes that the rows of the group are split over, `stage` the last.
@@ -88,16 +94,15 @@ def wavefront(
     count = _count_chunks(x.shape[0], chunks, stages)
     (xs, pieces), length = _cut((x, extras), count)
     layers = jax.tree.leaves(parameters)[0].shape[0]
-    zeros = jnp.zeros_like(x, jnp.float32, shape=(layers, x.shape[1], width))
-    initial: Carry = (zeros, zeros) if carry is None else carry
+    initial = _zeros(x, layers, widths) if carry is None else carry
 
     def advance(carry: Carry, h: Array, piece: PyTree) -> tuple[Carry, Array]:
         states = []
         for j in range(layers):
             mine = jax.tree.map(lambda a, j=j: a[j], parameters)
-            state, h = layer(mine, own * layers + j, (carry[0][j], carry[1][j]), h, piece)
+            state, h = layer(mine, own * layers + j, tuple(each[j] for each in carry), h, piece)
             states.append(state)
-        return (jnp.stack([c for c, _ in states]), jnp.stack([h for _, h in states])), h
+        return tuple(jnp.stack(each) for each in zip(*states, strict=True)), h
 
     def tick(state: tuple[Carry, Array], k: Array) -> tuple[tuple[Carry, Array], Array]:
         carry, received = state
@@ -122,8 +127,8 @@ def wavefront(
 
 
 def batched_wavefront(
-    layer: Layer, parameters: PyTree, carry: Carry | None, x: Array, extras: PyTree, *, width: int, reverse: bool,
-    chunks: int,
+    layer: Layer, parameters: PyTree, carry: Carry | None, x: Array, extras: PyTree, *, widths: tuple[int, ...],
+    reverse: bool, chunks: int,
 ) -> tuple[Array, Carry]:  # fmt: skip
     """The wavefront on one device: at every tick all L layers, each at its own chunk, as one batched product.
 
@@ -132,8 +137,7 @@ def batched_wavefront(
     layers = jax.tree.leaves(parameters)[0].shape[0]
     count = _count_chunks(x.shape[0], chunks, layers)
     (xs, pieces), length = _cut((x, extras), count)
-    zeros = jnp.zeros_like(x, jnp.float32, shape=(layers, x.shape[1], width))
-    initial: Carry = (zeros, zeros) if carry is None else carry
+    initial = _zeros(x, layers, widths) if carry is None else carry
     numbers = jnp.arange(layers)
 
     def tick(state: tuple[Carry, Array], k: Array) -> tuple[tuple[Carry, Array], Array]:
@@ -154,21 +158,21 @@ def batched_wavefront(
 
 
 def split_directions(
-    run: Callable[[PyTree, Array, Array], Array],
+    run: Callable[[PyTree, Array, PyTree], Array],
     forward: PyTree,
     backward: PyTree,
     x: Array,
-    mask: Array,
+    extras: PyTree,
     *,
     stage: str,
 ) -> Array:
     """A bidirectional layer on pairs of neighbours: one runs its own and the other's rows forward, one backward.
 
     Args:
-        run: `run(parameters, x [T, B, D], mask [T, B]) -> [T, B, H]`, forward in time.
+        run: `run(parameters, x [T, B, D], extras) -> [T, B, H]`, forward in time.
         forward, backward: parameters of the two directions, of one shape.
         x: `[T, B, D]`, this device's rows.
-        mask: `[T, B]`, True where real.
+        extras: leaves `[T, B, ...]`, this device's rows: a mask, say.
         stage: mesh axis; its size must be even.
 
     Returns:
@@ -189,7 +193,7 @@ def split_directions(
         return jnp.where(even, a, a[::-1])
 
     parameters = jax.tree.map(lambda a, b: jnp.where(even, a, b), forward, backward)
-    y = turn(run(parameters, turn(join(x)), turn(join(mask))))
+    y = turn(run(parameters, turn(join(x)), jax.tree.map(lambda a: turn(join(a)), extras)))
     first, second = jnp.split(y, 2, axis=1)
     mine, others = jnp.where(even, first, second), swap(jnp.where(even, second, first))
     return jnp.concatenate([jnp.where(even, mine, others), jnp.where(even, others, mine)], axis=-1)

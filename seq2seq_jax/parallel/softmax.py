@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,23 @@ class VocabularySplit:
 WHOLE = VocabularySplit()
 
 
+def choose_chunk(vocab_size: int, width: int, *, platform: str) -> int:
+    """Tokens whose logits should exist at a time; see `cross_entropy`.
+
+    A chunk costs 8 bytes for each of the V D weights, since the sum over chunks of the kernel's gradient is read and
+    written, and about 22 for each of its C V logits: as many passes over memory as the compiled text for an H100 in
+    bfloat16 has. So C of 4 D or more keeps the sum's part below a tenth. Beyond that a chunk is what fits into 1 GiB:
+    8,388 tokens of a vocabulary of 32,000, a whole batch of small vocabularies. CPUs are quickest with 512 tokens
+    (measured with 512, 1,024 and 2,048 at V = 32,320, D = 512).
+
+    Args:
+        vocab_size: V.
+        width: D.
+        platform: of the devices, as jax names it: "cpu", "gpu" or "tpu".
+    """
+    return 512 if platform == "cpu" else max(2**28 // vocab_size, 4 * width)
+
+
 def cross_entropy(
     hidden: Float[Array, "*B T D"],
     kernel: Float[Array, "V D"],
@@ -114,7 +131,9 @@ def cross_entropy(
         targets: `[B, T]` int32.
         weights: `[B, T]` float32, 0 for padding.
         label_smoothing: e in [0, 1).
-        chunk: tokens of all devices of the group at a time, about; bounds the memory to chunk x V floats.
+        chunk: tokens of all devices of the group at a time, about; see `choose_chunk`. It bounds the memory to
+            chunk x V floats, and as many for the larger of chunk x V and V x D: the gradient of the logits takes
+            their place, that of the kernel is added to the sum over chunks.
         split: how devices share the vocabulary.
         vocab_size: of the whole vocabulary, where the kernel may be filled up.
     """
@@ -168,27 +187,48 @@ def _reduce(split: VocabularySplit, reduce: Callable[..., Array], x: Array) -> A
     return reduce(x, split.sums) if split.sums else x
 
 
-def _statistics(rule: _Rule, h: Array, kernel: Array, bias: Array, y: Array, w: Array) -> Any:
-    """Sums over this device's rows; and logits `[C, V]` (-inf in columns that fill up) and their log-normaliser."""
-    split = rule.split
+class _Softmax(NamedTuple):
+    """What is made once for all chunks, of this device's columns.
 
-    def project(h: Array, kernel: Array, bias: Array) -> Array:
-        return jnp.einsum("cd,vd->cv", h, kernel.astype(h.dtype), preferred_element_type=jnp.float32) + bias
+    Attributes:
+        kernel: `[V, D]` in the dtype of the products.
+        bias: `[V]`.
+        real: None, or True in columns that count (`[V]`, or for all of them): they fill nothing up, on no idle device.
+        sums: of the kernel's rows `[D]` and of the bias, over those; float32.
+    """
 
-    logits = split.where_working(project, h, kernel, bias)
-    ids = rule.columns(kernel.shape[0])
-    real = None if rule.filled == rule.vocab else ids < rule.vocab
+    kernel: Array
+    bias: Array
+    real: Array | None
+    sums: tuple[Array, Array]
+
+
+def _prepare(rule: _Rule, kernel: Array, bias: Array, dtype: jnp.dtype) -> _Softmax:
+    split, kernel = rule.split, kernel.astype(dtype)
+    real = None if rule.filled == rule.vocab else rule.columns(bias.size) < rule.vocab
     if split.idle:
         working = lax.axis_index(split.idle) == lax.axis_size(split.idle) - 1
         real = working if real is None else real & working
-    shown = logits if real is None else jnp.where(real, logits, -jnp.inf)
-    hit = ids[None, :] == y[:, None]
-    top = _reduce(split, lax.pmax, jnp.max(shown, axis=-1))
-    parts = [jnp.sum(jnp.exp(shown - top[:, None]), axis=-1), jnp.sum(jnp.where(hit, shown, 0.0), axis=-1)]
-    if split.idle:
-        parts[1] = jnp.where(working, parts[1], 0.0)
-    if rule.smoothing:
-        parts.append(jnp.sum(logits if real is None else jnp.where(real, logits, 0.0), axis=-1))
+    weights = jnp.ones_like(bias) if real is None else jnp.where(real, jnp.ones_like(bias), 0.0)
+    return _Softmax(kernel, bias, real, (_sum_rows(kernel, weights), jnp.vdot(weights, bias)))
+
+
+def _statistics(rule: _Rule, softmax: _Softmax, h: Array, y: Array, w: Array) -> Any:
+    """Sums over this device's rows; and logits `[C, V]` (-inf in columns that fill up) and their log-normaliser."""
+    split, (kernel, bias, real, row_sums) = rule.split, softmax
+
+    def project(h: Array, kernel: Array, bias: Array) -> Array:
+        return jnp.einsum("cd,vd->cv", h, kernel, preferred_element_type=jnp.float32) + bias
+
+    logits = split.where_working(project, h, kernel, bias)
+    logits = logits if real is None else jnp.where(real, logits, -jnp.inf)
+    hit = rule.columns(bias.size)[None, :] == y[:, None]
+    top = _reduce(split, lax.pmax, jnp.max(logits, axis=-1))
+    target = _pick(logits, hit, y - split.first(bias.size))
+    target = target if real is None else jnp.where(jnp.any(real), target, 0.0)  # where all is -inf: another's
+    parts = [jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), target]
+    if rule.smoothing:  # the sum of a token's logits, without reading them
+        parts.append(jnp.sum(h.astype(jnp.float32) * row_sums[0], axis=-1) + row_sums[1])
     total, target, *rest = _reduce(split, lax.psum, jnp.stack(parts))  # one message for all
     log_total = jnp.log(total) + top
     nll = log_total - target
@@ -196,7 +236,46 @@ def _statistics(rule: _Rule, h: Array, kernel: Array, bias: Array, y: Array, w: 
     correct = (target >= top).astype(jnp.float32)
     own = split.own(w)
     sums = own @ split.own(smooth), own @ split.own(nll), own @ split.own(correct)
-    return sums, (shown, log_total, hit, real)
+    return sums, (logits, log_total, hit)
+
+
+def _pick(logits: Array, hit: Array, place: Array) -> Array:
+    """The logit `[C]` of each row's target, 0 where its column is another device's.
+
+    Args:
+        logits: `[C, V]`.
+        hit: `[C, V]`, True in the target's column.
+        place: `[C]`, that column; others' are out of range.
+    """
+
+    def compare(logits: Array, hit: Array, place: Array) -> Array:
+        del place
+        return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+
+    def gather(logits: Array, hit: Array, place: Array) -> Array:
+        del hit
+        here = (place >= 0) & (place < logits.shape[1])
+        found = jnp.take_along_axis(logits, jnp.where(here, place, 0)[:, None], axis=1, mode="promise_in_bounds")
+        return jnp.where(here, found[:, 0], 0.0)
+
+    # A few numbers out of many: TPUs look them up one by one, and compare in the pass that they make for the maximum;
+    # others would read all logits once more.
+    return lax.platform_dependent(logits, hit, place, tpu=compare, default=gather)
+
+
+def _sum_rows(x: Array, weights: Array) -> Array:
+    """The sum `[N]` over rows of `[M, N]`, each times its weight `[M]` (0 or 1), float32."""
+
+    def add(x: Array, weights: Array) -> Array:
+        return jnp.sum(x.astype(jnp.float32) * weights[:, None], axis=0)
+
+    def multiply(x: Array, weights: Array) -> Array:
+        ones = weights.astype(x.dtype)
+        return jnp.einsum("m,mn->n", ones, x, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+    # Accelerators add in the pass that makes x. The CPU's sum of long rows takes half as long as the gradient's whole
+    # product; this one a fiftieth.
+    return lax.platform_dependent(x, weights, cpu=multiply, default=add)
 
 
 def _group(rule: _Rule, chunk: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -211,31 +290,34 @@ def _zero_sums(hidden: Array) -> tuple[Array, Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(rule: _Rule, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array) -> Any:
+    softmax = _prepare(rule, kernel, bias, hidden.dtype)
+
     def body(total: Any, chunk: tuple[Array, Array, Array]) -> Any:
         h, y, w = _group(rule, chunk)
-        sums, _ = _statistics(rule, h, kernel, bias, y, w)
+        sums, _ = _statistics(rule, softmax, h, y, w)
         return jax.tree.map(jnp.add, total, sums), None
 
     return lax.scan(body, _zero_sums(hidden), (hidden, targets, weights))[0]
 
 
 def _chunked_fwd(rule: _Rule, hidden: Array, kernel: Array, bias: Array, targets: Array, weights: Array) -> Any:
-    split = rule.split
+    split, softmax = rule.split, _prepare(rule, kernel, bias, hidden.dtype)
+    real = softmax.real
 
     def body(total: Any, chunk: tuple[Array, Array, Array]) -> Any:
         sums, d_kernel, d_bias = total
         h, y, w = _group(rule, chunk)
-        new, (logits, log_total, hit, real) = _statistics(rule, h, kernel, bias, y, w)
+        new, (logits, log_total, hit) = _statistics(rule, softmax, h, y, w)
         d = jnp.exp(logits - log_total[:, None]) - rule.smoothing / rule.vocab
         d = (d - jnp.where(hit, 1.0 - rule.smoothing, 0.0)) * w[:, None]
         d = (d if real is None else jnp.where(real, d, 0.0)).astype(h.dtype)
-        d_hidden = split.scatter(split.where_working(jnp.matmul, d, kernel.astype(h.dtype)))
+        d_hidden = split.scatter(split.where_working(jnp.matmul, d, softmax.kernel))
 
         def weigh(d: Array, h: Array) -> Array:
             return jnp.einsum("cv,cd->vd", d, h, preferred_element_type=jnp.float32)
 
         d_kernel = d_kernel + split.where_working(weigh, d, h)
-        d_bias = d_bias + d.astype(jnp.float32).sum(axis=0)
+        d_bias = d_bias + _sum_rows(d, jnp.ones_like(d, jnp.float32, shape=d.shape[:1]))
         return (jax.tree.map(jnp.add, sums, new), d_kernel, d_bias), d_hidden
 
     zeros = [jnp.zeros_like(hidden, jnp.float32, shape=x.shape) for x in (kernel, bias)]

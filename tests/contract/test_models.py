@@ -20,9 +20,14 @@ GNMT_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 3, "attention_featu
 TINY = {
     "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
     "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
+    "gnmt-gru": GNMT_SIZES | {"attention_from": "previous_step", "cell": "gru"},
+    "gnmt-normalised": GNMT_SIZES
+    | {"attention_from": "current_step", "cell": "lstm_peephole", "cells": 10, "layer_norm": True}
+    | {"recurrent_dropout": 0.2},
     "language_model": SIZES | {"layers": 2, "share_embeddings": "target"},
     "language_model-two_tables": SIZES | {"layers": 1, "share_embeddings": "none"},
     "lstm": SIZES | {"layers": 2},
+    "lstm-projected": SIZES | {"layers": 2, "cells": 11, "recurrent_dropout": 0.2},
 }
 """Name in `MODELS`, and after a hyphen which variant of it -> the fields of a tiny config."""
 

@@ -37,6 +37,16 @@ MODELS = {
         "attention_from": "previous_step",
         "share_embeddings": "none",
     },
+    "gnmt of other cells": {
+        "name": "gnmt",
+        "encoder_layers": 4,
+        "decoder_layers": 3,
+        "attention_features": 8,
+        "cell": "lstm_peephole",
+        "cells": 12,
+        "layer_norm": True,
+        "recurrent_dropout": 0.3,
+    },
     "language_model": {"name": "language_model", "layers": 3},
     "lstm": {"name": "lstm", "layers": 4},
 }
@@ -131,6 +141,7 @@ def take_steps(model: str, mesh: str):
         ("gnmt of the paper", "fsdp"),
         ("gnmt of the paper", "4x2"),
         ("gnmt of the paper", "exact"),
+        ("gnmt of other cells", "4x2"),
         ("language_model", "data"),
         ("language_model", "4x2"),
         ("lstm", "data"),
@@ -156,6 +167,16 @@ def test_shard_map_on_one_device_is_the_plain_program():
     for key in ("flops", "bytes accessed"):
         plain, mapped = (cost[key] for cost in costs)
         assert plain > 0 and abs(mapped - plain) < 0.02 * plain, key
+
+
+@pytest.mark.parametrize(("model", "mesh"), [("lstm", "one"), ("lstm", "data"), ("gnmt", "4x2")])
+def test_a_step_writes_the_whole_state_over_the_old_one(model, mesh):
+    """Parameters, moments and counters on every device: none of the state is there twice."""
+    training = train(model, mesh)
+    aliases = re.search(r"input_output_alias=\{(.*?) \}, ", compile_step(model, mesh).as_text()).group(1)
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}", aliases)
+    state = jax.tree.leaves(training.abstract_state())
+    assert [(int(out), int(given)) for out, given in pairs] == [(n, n) for n in range(len(state))]
 
 
 @pytest.mark.parametrize(("model", "mesh"), [("gnmt", "data, jit"), ("lstm", "data")])

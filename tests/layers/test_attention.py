@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from seq2seq_jax.layers.attention import AdditiveAttention, additive_scores, masked_softmax
+from seq2seq_jax.layers import attention
+from seq2seq_jax.layers.attention import AdditiveAttention, masked_softmax
 
 B, T, S, A, D, M = 3, 4, 5, 7, 6, 8
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
@@ -104,35 +109,103 @@ def test_softmax_of_bfloat16_is_float32():
     np.testing.assert_allclose(weights, jax.nn.softmax(scores.astype(jnp.float32)), atol=1e-6)
 
 
-def draw_scores() -> tuple[jax.Array, jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.key(2), 3)
-    return tuple(jax.random.normal(k, shape) for k, shape in zip(keys, [(B, T, A), (B, S, A), (A,)], strict=True))
+# --- the backward pass that is written by hand -----------------------------------------------------------------------
 
 
-def test_one_query_at_a_time_equals_all_at_once():
-    queries, keys, v = draw_scores()
-
-    def total(function):
-        graded = jax.value_and_grad(lambda *args: jnp.sum(jnp.sin(function(*args))), argnums=(0, 1, 2))
-        return jax.jit(graded, compiler_options=QUICKLY)(queries, keys, v)
-
-    def one_by_one(queries, keys, v):
-        return jnp.concatenate([additive_scores(queries[:, t : t + 1], keys, v) for t in range(T)], axis=1)
-
-    def plain(queries, keys, v):
-        return jnp.tanh(queries[:, :, None] + keys[:, None]) @ v
-
-    for got, expected in zip(jax.tree.leaves(total(additive_scores)), jax.tree.leaves(total(plain)), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    want = additive_scores(queries, keys, v)
-    np.testing.assert_allclose(one_by_one(queries, keys, v), want, rtol=1e-5, atol=1e-5)
+def plain(queries, keys, values, mask, v):
+    """The formula with the hidden layer of all pairs, for automatic differentiation."""
+    scores = jnp.tanh(queries[:, :, None] + keys[:, None]) @ v
+    weights = masked_softmax(scores, mask[:, None])
+    return weights @ values, weights
 
 
-def test_the_hidden_layer_of_all_pairs_never_exists():
-    def text(function):
-        gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args))), argnums=(0, 1, 2))
-        return jax.jit(gradient).lower(*draw_scores()).compile().as_text()
+def draw(batch: int, length: int) -> tuple[jax.Array, ...]:
+    """Queries, keys, values and v; a mask that leaves the last row of the batch empty; and cotangents."""
+    rng = np.random.default_rng(3)
+    shapes = (batch, length, A), (batch, S, A), (batch, S, D), (A,), (batch, length, D), (batch, length, S)
+    queries, keys, values, v, *cotangents = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    mask = (rng.random((batch, S)) < 0.7) & (np.arange(batch) < batch - 1)[:, None]
+    return queries, keys, values, jnp.asarray(mask), v, *cotangents
 
-    shapes = (f"[{T},{B},{S},{A}]", f"[{B},{T},{S},{A}]")
-    assert any(shape in text(lambda q, k, v: jnp.tanh(q[:, :, None] + k[:, None]) @ v) for shape in shapes)
-    assert not any(shape in text(additive_scores) for shape in shapes)
+
+def differentiate(function):
+    """Builds `(queries, ..., d_contexts, d_weights)` to contexts, weights and the gradients of all but the mask."""
+
+    def gradients(queries, keys, values, mask, v, *cotangents):
+        outputs, pull = jax.vjp(lambda q, k, x, v: function(q, k, x, mask, v), queries, keys, values, v)
+        cotangents = (c.astype(o.dtype) for c, o in zip(cotangents, outputs, strict=True))
+        return outputs, pull(tuple(cotangents))
+
+    return gradients
+
+
+def compile_quickly(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile(compiler_options=QUICKLY)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])  # 2 of 5: the last part is filled up
+def test_gradients_equal_those_of_the_formula(at_a_time, monkeypatch):
+    arguments = draw(B, 5)
+    monkeypatch.setattr(attention, "PAIRED", at_a_time * B * S * A)
+    compiled = compile_quickly(differentiate(attention.attend), *arguments)
+    assert ("while" in compiled.as_text()) == (at_a_time < 5)
+    wanted = jax.tree.leaves(compile_quickly(differentiate(plain), *arguments)(*arguments))
+    for found, want in zip(jax.tree.leaves(compiled(*arguments)), wanted, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=2e-6)
+        assert np.abs(want).max() > 0.1
+
+
+def test_bfloat16_is_rounded_at_the_ends_only(monkeypatch):
+    monkeypatch.setattr(attention, "PAIRED", 1)
+    exact = draw(B, T)
+    rounded = [x if x.dtype == bool else x.astype(jnp.bfloat16) for x in exact]
+    found = compile_quickly(differentiate(attention.attend), *rounded)(*rounded)
+    lifted = [x if x.dtype == bool else x.astype(jnp.float32) for x in rounded]
+    wanted = compile_quickly(differentiate(plain), *lifted)(*lifted)
+    assert [x.dtype for x in jax.tree.leaves(found)] == [jnp.bfloat16, jnp.float32] + [jnp.bfloat16] * 4
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=0.02 * np.abs(want).max())
+
+
+def count_elements(text: str) -> set[int]:
+    """The sizes of all arrays of a compiled program."""
+    shapes = re.findall(r"\b(?:f32|bf16|f16|pred)\[([\d,]+)\]", text)
+    return {int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes}
+
+
+def test_the_hidden_layer_of_all_pairs_never_exists(monkeypatch):
+    monkeypatch.setattr(attention, "PAIRED", 1)
+    arguments = draw(B, T)
+    pairs = B * T * S * A
+    assert max(count_elements(compile_quickly(differentiate(plain), *arguments).as_text())) >= pairs
+    sizes = count_elements(jax.jit(differentiate(attention.attend)).lower(*arguments).compile().as_text())
+    assert B * S * A in sizes and max(sizes) < pairs
+
+
+def test_a_step_of_a_search_has_no_loop(monkeypatch):
+    monkeypatch.setattr(attention, "PAIRED", 1)
+    text = [compile_quickly(attention.attend, *draw(B, length)[:5]).as_text() for length in (1, 2)]
+    assert ["while" in each for each in text] == [False, True]
+
+
+def test_devices_add_up_the_gradient_of_v_once_after_the_loop(monkeypatch):
+    if len(jax.devices()) != 8:
+        pytest.skip(f"needs 8 devices, and there are {len(jax.devices())}")
+    monkeypatch.setattr(attention, "PAIRED", 1)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    arguments, rows, whole = draw(8, 3), P("data"), P()
+
+    def own(queries, keys, values, mask, v, *cotangents):
+        def shared(queries, keys, values, mask, v):
+            return attention.attend(queries, keys, values, mask, jax.lax.pcast(v, "data", to="varying"))
+
+        return differentiate(shared)(queries, keys, values, mask, v, *cotangents)
+
+    inputs = (rows, rows, rows, rows, whole, rows, rows)
+    outputs = ((rows, rows), (rows, rows, rows, whole))
+    split = compile_quickly(jax.shard_map(own, mesh=mesh, in_specs=inputs, out_specs=outputs), *arguments)
+    wanted = jax.tree.leaves(compile_quickly(differentiate(plain), *arguments)(*arguments))
+    for found, want in zip(jax.tree.leaves(split(*arguments)), wanted, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=5e-6)
+    inner, entry = split.as_text().split("\nENTRY")
+    assert "while" in entry and entry.count(" all-reduce(") == 1 and " all-reduce(" not in inner

@@ -1,4 +1,4 @@
-"""A stack of LSTM layers against single layers one by one, its steps against its sequence, its draws."""
+"""A stack of recurrent layers against single layers one by one, its steps against its sequence, its draws."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 from flax import linen as nn
 
 from seq2seq_jax.layers import stack as stack_module
+from seq2seq_jax.layers.cells import GRUCell, LSTMCell
 from seq2seq_jax.layers.dropout import dropout_mask, make_places
-from seq2seq_jax.layers.recurrent import LSTM
-from seq2seq_jax.layers.stack import LSTMStack
+from seq2seq_jax.layers.recurrent import LayerKind, Recurrent
+from seq2seq_jax.layers.stack import RecurrentStack
 
 L, T, B, H, SIDE = 3, 4, 2, 5, 3
+LAYER = LayerKind(H)
 PLACES = make_places(jnp.arange(B), T)
 KEY = jax.random.key(0)
 MASK = jnp.array([[1, 1, 1, 1], [0, 1, 0, 1]], bool).T
@@ -29,9 +31,9 @@ def draw_inputs():
     return x, side, (c, h)
 
 
-def make_stack(**options):
+def make_stack(kind=LAYER, **options):
     """A stack with a side input, and parameters (biases included)."""
-    stack = LSTMStack(L, H, SIDE, **options)
+    stack = RecurrentStack(kind, L, SIDE, **options)
     x, side, _ = draw_inputs()
     shapes = nn.meta.unbox(jax.eval_shape(lambda key: stack.init(key, x, side, mask=MASK, places=PLACES), KEY))
     rng = np.random.default_rng(1)
@@ -44,7 +46,7 @@ def test_a_stack_is_its_layers_one_by_one(residual_from, reverse):
     stack, variables = make_stack(residual_from=residual_from)
     x, side, initial = draw_inputs()
     found, (c, h) = stack.apply(variables, x, side, mask=MASK, places=PLACES, initial=initial, reverse=reverse)
-    layer = LSTM(H, (H, SIDE))
+    layer = Recurrent(LayerKind(H), H + SIDE)
     for n in range(L):
         own = jax.tree.map(lambda leaf, n=n: leaf[n], variables)
         y, last = layer.apply(own, x, side, mask=MASK, initial=(initial[0][n], initial[1][n]), reverse=reverse)
@@ -53,12 +55,17 @@ def test_a_stack_is_its_layers_one_by_one(residual_from, reverse):
     np.testing.assert_allclose(found, x, atol=2e-6)
 
 
-def test_steps_equal_the_sequence():
-    stack, variables = make_stack(residual_from=1)
-    x, side, initial = draw_inputs()
-    wanted, last = stack.apply(variables, x, side, mask=jnp.ones((T, B), bool), places=PLACES, initial=initial)
-    step = jax.jit(lambda x, side, carry: stack.apply(variables, x, side, carry=carry, method="step"))
-    carry = tuple(state.swapaxes(0, 1) for state in initial)  # [B, L, H], as a search keeps it
+@pytest.mark.parametrize(
+    "kind", [LayerKind(H), LayerKind(H, GRUCell()), LayerKind(H, LSTMCell(peepholes=True), inner=7)], ids=repr
+)
+def test_steps_equal_the_sequence(kind):
+    stack, variables = make_stack(kind, residual_from=1)
+    x, side, _ = draw_inputs()
+    rng = np.random.default_rng(5)
+    initial = tuple(jnp.asarray(rng.normal(0, 0.7, (L, B, width)), jnp.float32) for width in kind.state_widths)
+    wanted, last = stack.apply(variables, x, side, mask=None, places=PLACES, initial=initial)
+    step = jax.jit(lambda x, side, state: stack.apply(variables, x, side, state=state, method="step"))
+    carry = tuple(state.swapaxes(0, 1) for state in initial)  # [B, L, width], as a search keeps it
     for t in range(T):
         y, carry = step(x[t], side[t], carry)
         np.testing.assert_allclose(y, wanted[t], atol=2e-6)
@@ -67,7 +74,7 @@ def test_steps_equal_the_sequence():
 
 
 def test_every_layer_is_drawn_for_itself_and_names_its_axes():
-    stack = LSTMStack(L, H)
+    stack = RecurrentStack(LayerKind(H), L)
     x, _, _ = draw_inputs()
     params = jax.jit(lambda key: stack.init(key, x, mask=MASK, places=PLACES))(KEY)["params"]
     assert params["input_kernel"].names == ("layers", "embed", "gates")
@@ -104,7 +111,7 @@ def test_every_layer_and_the_side_input_have_dropout_of_their_own(monkeypatch):
 
 
 def test_bfloat16_is_near_float32():
-    (low, variables), (full, _) = make_stack(dtype=jnp.bfloat16), make_stack()
+    (low, variables), (full, _) = make_stack(LayerKind(H, dtype=jnp.dtype(jnp.bfloat16))), make_stack()
     x, side, initial = draw_inputs()
     found, carry = low.apply(
         variables, x.astype(jnp.bfloat16), side.astype(jnp.bfloat16), mask=MASK, places=PLACES, initial=initial

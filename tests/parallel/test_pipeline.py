@@ -10,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from seq2seq_jax.layers.cells import GRUCell, LSTMCell
 from seq2seq_jax.layers.dropout import make_places
-from seq2seq_jax.layers.recurrent import run_lstm
-from seq2seq_jax.layers.stack import LSTMStack
+from seq2seq_jax.layers.recurrent import LayerKind, run_both, run_layer
+from seq2seq_jax.layers.stack import RecurrentStack
 from seq2seq_jax.parallel.mesh import make_mesh
 from seq2seq_jax.parallel.pipeline import batched_wavefront, split_directions, wavefront
 from seq2seq_jax.parallel.varying import vary_over
 
 B, H, SIDE = 8, 5, 3
 KEY = jax.random.key(7)
+LSTM, GRU = LayerKind(H), LayerKind(H, GRUCell())
+PROJECTED = LayerKind(H, LSTMCell(peepholes=True, layer_norm=True), inner=7, recurrent_dropout=0.3)
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
 
 
@@ -40,26 +44,28 @@ class Case:
     data: int = 1
     stage: int = 1
     tensor: int = 1
+    kind: LayerKind = LSTM
     exact: bool = False  # the devices of tensor 0 work, those of tensor 1 watch
 
     def make_stack(self, **run):
-        return LSTMStack(self.layers, H, SIDE * self.side, self.residual_from, self.dropout, **run)
+        return RecurrentStack(self.kind, self.layers, SIDE * self.side, self.residual_from, self.dropout, **run)
 
     def draw(self):
         """Parameters and inputs (all that has a gradient), a mask with holes, and a weight for every result."""
         rng, count = np.random.default_rng(self.layers), self.layers
-        inputs = H + SIDE * self.side
-        shapes = {"input_kernel": (count, inputs, 4 * H), "recurrent_kernel": (count, H, 4 * H), "bias": (count, 4 * H)}
         draw = lambda *shape: rng.normal(0, 0.7, shape).astype(np.float32)  # noqa: E731
-        arrays = {"params": {name: draw(*shape) for name, shape in shapes.items()}, "x": draw(self.length, B, H)}
+        arrays = {"x": draw(self.length, B, H)}
         if self.side:
             arrays["side"] = draw(self.length, B, SIDE)
+        init = functools.partial(self.make_stack().init, mask=None, places=PLACES[: self.length])
+        params = nn.meta.unbox(jax.eval_shape(init, KEY, arrays["x"], arrays.get("side")))["params"]
+        arrays["params"] = jax.tree.map(lambda leaf: draw(*leaf.shape), dict(params))
+        states = [tuple(draw(count, B, width) for width in self.kind.state_widths) for _ in range(2)]
         if self.initial:
-            arrays["initial"] = (draw(count, B, H), draw(count, B, H))
+            arrays["initial"] = states[0]
         mask = rng.random((self.length, B)) < 0.7
         mask[:, 0], mask[:, 1] = True, False
-        weights = draw(self.length, B, H), (draw(count, B, H), draw(count, B, H))
-        return arrays, jnp.asarray(mask), weights
+        return arrays, jnp.asarray(mask), (draw(self.length, B, H), states[1])
 
     def apply(self, stack, arrays, mask, places, key):
         return stack.apply(
@@ -150,6 +156,7 @@ WAVES = [
     Case(3, 5, chunks=1, reverse=True, stage=4),
     Case(10, 6, chunks=6, residual_from=10, side=True, initial=True, reverse=True, stage=8),
     Case(5, 9, chunks=0, residual_from=1, side=True, stage=4, tensor=2, exact=True),
+    Case(3, 5, chunks=2, residual_from=1, initial=True, dropout=0.3, stage=2, kind=PROJECTED),
 ]
 
 
@@ -159,9 +166,10 @@ def test_the_wave_over_stages_equals_one_layer_after_the_other(case):
     check_equal(found, differentiate(case))
     # Rows go to the stages and outputs come back, hidden states go from stage to stage; parameters stay.
     assert "collective-permute" in text and find_results(text, "all-gather")
-    assert not [sizes for sizes in find_results(text, "all-gather|all-to-all|collective-permute") if 4 * H in sizes]
+    gates = case.kind.cell.gates * case.kind.width
+    assert not [sizes for sizes in find_results(text, "all-gather|all-to-all|collective-permute") if gates in sizes]
     replicas = case.data > 1 or case.tensor > 1  # these add up their gradients
-    assert replicas == any(4 * H in sizes for sizes in find_results(text, "all-reduce|reduce-scatter"))
+    assert replicas == any(gates in sizes for sizes in find_results(text, "all-reduce|reduce-scatter"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +178,7 @@ def test_the_wave_over_stages_equals_one_layer_after_the_other(case):
         Case(3, 7, chunks=3, residual_from=1, side=True, initial=True, dropout=0.3),
         Case(4, 5, chunks=1, residual_from=4, reverse=True),
         Case(2, 6, chunks=6, reverse=True, initial=True),
+        Case(3, 5, chunks=2, side=True, initial=True, kind=GRU),
     ],
     ids=lambda case: f"{case.layers} layers, {case.chunks} chunks",
 )
@@ -227,7 +236,8 @@ def test_the_wave_equals_a_float64_loop_and_its_gradient_the_loop_s_slope():
 def test_a_layer_in_both_directions_on_pairs_equals_two_plain_layers():
     length, rng = 5, np.random.default_rng(3)
     draw = lambda *shape: rng.normal(0, 0.7, shape).astype(np.float32)  # noqa: E731
-    layers = [(draw(3, 4 * H), draw(H, 4 * H), draw(4 * H)) for _ in range(2)]
+    shapes = {"input_kernel": (3, 4 * H), "recurrent_kernel": (H, 4 * H), "bias": (4 * H,)}
+    layers = [{name: draw(*shape) for name, shape in shapes.items()} for _ in range(2)]
     x, weights = draw(length, 8, 3), draw(length, 8, 2 * H)
     mask = jnp.asarray(rng.random((length, 8)) < 0.7)
     axes = ("data", "stage")
@@ -246,10 +256,12 @@ def test_a_layer_in_both_directions_on_pairs_equals_two_plain_layers():
         return evaluate
 
     def plain(forward, backward, x, mask):
-        back = run_lstm(backward, x[::-1], mask[::-1])[::-1]
-        return jnp.concatenate([run_lstm(forward, x, mask), back], axis=-1)
+        return run_both(LSTM, forward, backward, x, mask)
 
-    pairs = gradient(functools.partial(split_directions, run_lstm, stage="stage"), axes)
+    def run(own, x, mask):
+        return run_layer(LSTM, own, (x,), mask)[0]
+
+    pairs = gradient(functools.partial(split_directions, run, stage="stage"), axes)
     specs = {"in_specs": (P(), P(), rows, rows, rows), "out_specs": (rows, (P(), P(), rows))}
     mapped = jax.shard_map(pairs, mesh=make_mesh(data=2, stage=4), **specs)
     inputs = *layers, x, mask, weights

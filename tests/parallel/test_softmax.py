@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.program import parse_program
-from seq2seq_jax.parallel.softmax import cross_entropy, look_up
+from seq2seq_jax.parallel.softmax import choose_chunk, cross_entropy, look_up
 from seq2seq_jax.parallel.spread import add_up
 from seq2seq_jax.parallel.varying import vary_over
 from seq2seq_jax.parallel.work import count_work
@@ -195,6 +195,59 @@ def test_the_memory_it_takes_does_not_grow_with_the_logits():
     logits = rows * (64 - 8) * vocab * 4
     assert measure(dense, 64) - measure(dense, 8) >= logits
     assert measure(chunked, 64) - measure(chunked, 8) < 0.02 * logits
+
+
+@pytest.mark.parametrize("width", [8, 96])
+def test_a_gradient_takes_the_place_of_its_logits(width):
+    """Of a chunk of logits there are two copies at most (the product, and with the bias), or one beside V x D."""
+    rows, length, vocab, chunk = 4, 64, 1999, 64
+
+    def loss(hidden, kernel, bias, targets):
+        weights = jnp.ones(targets.shape)
+        return cross_entropy(hidden, kernel, bias, targets, weights, label_smoothing=0.1, chunk=chunk).loss
+
+    shapes = ((rows, length, width), (vocab, width), (vocab,))
+    arrays = (*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),)
+    targets = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays, targets).compile(compiler_options=QUICKLY)
+    logits, hidden = 4 * chunk * vocab, 4 * rows * length * width
+    taken = compiled.memory_analysis().temp_size_in_bytes
+    assert taken < logits + 4 * vocab * max(chunk, width) + 2 * hidden + 0.2 * logits
+
+
+def test_sums_of_long_rows_are_products_on_a_cpu():
+    """The CPU's own sum over the rows of a chunk takes half as long as the gradient's whole product."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("speaks of the CPU's compiler")
+    shapes = ((4, 8, 4), (50, 4), (50,))
+    arrays = (*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),)
+    targets = jax.ShapeDtypeStruct((4, 8), jnp.int32)
+
+    def loss(hidden, kernel, bias, targets):
+        return cross_entropy(hidden, kernel, bias, targets, jnp.ones(targets.shape), label_smoothing=0.1, chunk=16).loss
+
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays, targets).compile(compiler_options=QUICKLY).as_text()
+    sums = re.findall(r"f32\[([\d,]*)\]\S* reduce\(.*dimensions=\{([\d,]+)\}", text)
+    assert sums and not [found for found in sums if found == ("50", "0")]
+    assert "conditional(" not in text  # what a platform does is decided before
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_bias_s_gradient_is_summed_in_float32(dtype):
+    """As many tokens as bfloat16 cannot count: each adds 1/2 to the gradient of the other token's bias."""
+    tokens = 2048
+    inputs = (jnp.zeros((tokens, 2), dtype), jnp.zeros((2, 2)), jnp.zeros(2), jnp.zeros(tokens, jnp.int32))
+    _, (d_hidden, _, d_bias) = run((*inputs, jnp.ones(tokens)), chunk=tokens)
+    assert d_hidden.dtype == dtype
+    np.testing.assert_array_equal(d_bias, [-tokens / 2, tokens / 2])
+
+
+@pytest.mark.parametrize(
+    ("vocab", "width", "tokens"), [(32_000, 1024, 8388), (256_000, 1024, 4096), (1500, 128, 178956)]
+)
+def test_a_chunk_on_an_accelerator_is_a_gibibyte_of_logits_but_no_less_than_four_widths(vocab, width, tokens):
+    assert choose_chunk(vocab, width, platform="gpu") == choose_chunk(vocab, width, platform="tpu") == tokens
+    assert choose_chunk(vocab, width, platform="cpu") == 512
 
 
 # --- a vocabulary that is split over devices -----------------------------------------------------

@@ -255,6 +255,39 @@ def test_the_host_reads_behind_the_device(world):
     assert world.records()[1]["data_wait_share"] == pytest.approx(24 / 25)
 
 
+def test_between_log_lines_the_host_reads_no_array_that_the_device_may_still_compute(world, monkeypatch):
+    """Only the sums of the step two behind the last one that was sent; of the state, nothing."""
+    numbers = {"finite": 1.0, "skipped": 0, "source_tokens": 4.0, "target_tokens": 3.0}
+
+    class Jitted:
+        seconds = 0.0
+
+        def __init__(self):
+            self.sums: list[dict[str, jax.Array]] = []
+            self.step = jax.jit(lambda s: (s.replace(step=s.step + 1), jax.tree.map(jnp.array, numbers)))
+
+        def __call__(self, state, batch):
+            del batch
+            state, sums = self.step(state)
+            self.sums.append(sums)
+            return state, sums
+
+    world.step, reads = Jitted(), []
+    kind = type(jnp.zeros(1))
+    read = kind._value  # where every array arrives on the host
+
+    def note(array):
+        of = [n for n, sums in enumerate(world.step.sums, 1) if any(array is each for each in sums.values())]
+        reads.append((len(world.step.sums), of))
+        return read.fget(array)
+
+    monkeypatch.setattr(kind, "_value", property(note))
+    world.fit(9, log_every=9)
+    early = [(sent, of) for sent, of in reads if sent < 9]
+    assert {sent for sent, _ in early} == {3, 4, 5, 6, 7, 8}  # it was seen reading
+    assert all(of == [sent - 2] for sent, of in early)
+
+
 def test_any_object_may_take_the_steps_and_from_several_batches(world):
     """All that the loop asks of it: to be called, and how long it has been compiling."""
 
