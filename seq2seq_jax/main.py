@@ -16,6 +16,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def _set_up_jax() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns of its own defaults at every start
+    getLogger("seq2seq_jax").setLevel("WARNING")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "seq2seq_jax" / "compiled"))

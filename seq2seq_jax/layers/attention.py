@@ -10,20 +10,26 @@ whole sequences (contexts, and the gradients of weights and values) stays outsid
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Bool, Float
 
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import matrix_initializer
 from seq2seq_jax.layers.parameters import declare
 
-PAIRED = 2**18
-"""Numbers of the hidden layer that are made at a time, about: 1 MiB, which stays in a processor's cache. One query
-of each sentence is the least."""
+PAIRED = {"cpu": 2**18, "default": 2**27}
+"""Numbers of the hidden layer that are made at a time, about, by platform; one query of each sentence is the least.
+
+On CPUs 1 MiB, which stays in a processor's cache. Elsewhere every sum over the hidden layer makes it as it goes, in
+registers, so that this bounds what would exist if the compiler ever wrote it.
+"""
 
 
 def masked_softmax(scores: Float[Array, "*B S"], mask: Bool[Array, "*#B S"]) -> Float[Array, "*B S"]:
@@ -49,7 +55,14 @@ def make_scores(
     queries: Float[Array, "B t A"], keys: Float[Array, "B S A"], v: Float[Array, " A"]
 ) -> Float[Array, "B t S"]:
     """`v . tanh(q + k)` of every pair, float32: for a few queries at a time only."""
-    return jnp.einsum("btsa,a->bts", make_hidden(queries, keys), v.astype(jnp.float32))
+
+    def by_product(queries: Array, keys: Array, v: Array) -> Array:
+        return jnp.einsum("btsa,a->bts", make_hidden(queries, keys), v)
+
+    def by_sum(queries: Array, keys: Array, v: Array) -> Array:  # a product would have the hidden layer written first
+        return jnp.sum(make_hidden(queries, keys) * v, axis=-1)
+
+    return lax.platform_dependent(queries, keys, v.astype(jnp.float32), cpu=by_product, default=by_sum)
 
 
 def score_gradients(
@@ -57,12 +70,27 @@ def score_gradients(
 ) -> tuple[Float[Array, "B t A"], Float[Array, "B S A"], Float[Array, "B A"]]:
     """Cotangents of queries and keys, both still to be multiplied by v, and of v for each row; float32.
 
-    The hidden layer is made again. v's is kept apart by rows, so that devices which share the rows need not
-    speak inside a loop: they add theirs once, after it.
+    The hidden layer is made again: on a CPU once, elsewhere once for each of the three sums, which is less than writing
+    and reading it. v's is kept apart by rows, so that devices which share the rows need not speak inside a loop: they
+    add theirs once, after it.
     """
-    hidden = make_hidden(queries, keys)
-    slopes = d_scores[..., None] * (1.0 - hidden * hidden)
-    return slopes.sum(axis=2), slopes.sum(axis=1), jnp.einsum("bts,btsa->ba", d_scores, hidden)
+
+    def share(queries: Array, keys: Array, d_scores: Array) -> tuple[Array, Array, Array]:
+        hidden = make_hidden(queries, keys)
+        slopes = d_scores[..., None] * (1.0 - hidden * hidden)
+        return slopes.sum(axis=2), slopes.sum(axis=1), jnp.einsum("bts,btsa->ba", d_scores, hidden)
+
+    def make_each(queries: Array, keys: Array, d_scores: Array) -> tuple[Array, Array, Array]:
+        again = lax.optimization_barrier(queries)  # what goes through a barrier is another array to the compiler
+        first, second = make_hidden(queries, keys), make_hidden(again, keys)
+        third, weight = make_hidden(lax.optimization_barrier(again), keys), d_scores[..., None]
+        return (
+            jnp.sum(weight * (1.0 - first * first), axis=2),
+            jnp.sum(weight * (1.0 - second * second), axis=1),
+            jnp.sum(weight * third, axis=(1, 2)),
+        )
+
+    return lax.platform_dependent(queries, keys, d_scores, cpu=share, default=make_each)
 
 
 def attend(
@@ -89,7 +117,7 @@ def attend(
 
 @jax.custom_vjp
 def _attend(queries: Array, keys: Array, values: Array, mask: Array, v: Array) -> tuple[Array, Array]:
-    weights = masked_softmax(_all_scores(queries, keys, v), mask[:, None])
+    weights = masked_softmax(_by_platform(_all_scores, queries, keys, v), mask[:, None])
     return jnp.einsum("bts,bsd->btd", weights.astype(values.dtype), values), weights
 
 
@@ -103,7 +131,8 @@ def _attend_bwd(saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> An
     d_contexts, d_weights = cotangents
     d_values = jnp.einsum("bts,btd->bsd", weights.astype(values.dtype), d_contexts, preferred_element_type=jnp.float32)
     d_weights += jnp.einsum("btd,bsd->bts", d_contexts, values, preferred_element_type=jnp.float32)
-    d_queries, d_keys, d_v = _all_score_gradients(queries, keys, softmax_gradient(weights, d_weights))
+    d_scores = softmax_gradient(weights, d_weights)
+    d_queries, d_keys, d_v = _by_platform(_all_score_gradients, queries, keys, d_scores)
     slope = v.astype(jnp.float32)
     return (
         (d_queries * slope).astype(queries.dtype),
@@ -117,10 +146,16 @@ def _attend_bwd(saved: tuple[Array, ...], cotangents: tuple[Array, Array]) -> An
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _cut(queries: Array, keys: Array) -> tuple[int, int]:
+def _by_platform(run: Callable[..., Any], *args: Array) -> Any:
+    """`run(*args, paired)` with the bound of the platform that the program is compiled for."""
+    each = {name: functools.partial(run, paired=paired) for name, paired in PAIRED.items()}
+    return lax.platform_dependent(*args, **each)
+
+
+def _cut(queries: Array, keys: Array, paired: int) -> tuple[int, int]:
     """How many parts the T queries are cut into, and how many queries are in each; the last part may be shorter."""
     length = queries.shape[1]
-    most = max(1, PAIRED // max(1, queries.shape[0] * keys.shape[1] * keys.shape[2]))
+    most = max(1, paired // max(1, queries.shape[0] * keys.shape[1] * keys.shape[2]))
     parts = -(-length // most)
     return parts, -(-length // max(1, parts))
 
@@ -131,16 +166,16 @@ def _lengthen(x: Array, length: int) -> Array:
 
 
 def _part(x: Array, number: Array, steps: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, number * steps, steps, axis=1)
+    return lax.dynamic_slice_in_dim(x, number * steps, steps, axis=1)
 
 
 def _put(x: Array, part: Array, number: Array, steps: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part, number * steps, axis=1)
+    return lax.dynamic_update_slice_in_dim(x, part, number * steps, axis=1)
 
 
-def _all_scores(queries: Array, keys: Array, v: Array) -> Array:
+def _all_scores(queries: Array, keys: Array, v: Array, *, paired: int) -> Array:
     """`[B, T, S]` float32, a few queries at a time."""
-    parts, steps = _cut(queries, keys)
+    parts, steps = _cut(queries, keys, paired)
     if parts <= 1:
         return make_scores(queries, keys, v)
     padded = _lengthen(queries, parts * steps)
@@ -149,12 +184,12 @@ def _all_scores(queries: Array, keys: Array, v: Array) -> Array:
         return _put(scores, make_scores(_part(padded, number, steps), keys, v), number, steps)
 
     shape = (*padded.shape[:2], keys.shape[1])
-    return jax.lax.fori_loop(0, parts, one, jnp.zeros_like(queries, jnp.float32, shape=shape))[:, : queries.shape[1]]
+    return lax.fori_loop(0, parts, one, jnp.zeros_like(queries, jnp.float32, shape=shape))[:, : queries.shape[1]]
 
 
-def _all_score_gradients(queries: Array, keys: Array, d_scores: Array) -> tuple[Array, Array, Array]:
+def _all_score_gradients(queries: Array, keys: Array, d_scores: Array, *, paired: int) -> tuple[Array, Array, Array]:
     """`score_gradients` of all queries, a few at a time."""
-    parts, steps = _cut(queries, keys)
+    parts, steps = _cut(queries, keys, paired)
     if parts <= 1:
         return score_gradients(queries, keys, d_scores)
     # Queries that only fill up have no gradient, and give none to the keys.
@@ -166,7 +201,7 @@ def _all_score_gradients(queries: Array, keys: Array, d_scores: Array) -> tuple[
         return _put(d_queries, new[0], number, steps), d_keys + new[1], d_v + new[2]
 
     zeros = [jnp.zeros_like(queries, jnp.float32, shape=x) for x in (padded.shape, keys.shape, keys[:, 0].shape)]
-    d_queries, d_keys, d_v = jax.lax.fori_loop(0, parts, one, tuple(zeros))
+    d_queries, d_keys, d_v = lax.fori_loop(0, parts, one, tuple(zeros))
     return d_queries[:, : queries.shape[1]], d_keys, d_v
 
 

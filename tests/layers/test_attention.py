@@ -143,10 +143,18 @@ def compile_quickly(function, *arguments):
     return jax.jit(function).lower(*arguments).compile(compiler_options=QUICKLY)
 
 
+def compile_for_others(monkeypatch):
+    """From here on this CPU computes as an accelerator would be told to."""
+    monkeypatch.setattr(attention.lax, "platform_dependent", lambda *args, default, **others: default(*args))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "others"])
 @pytest.mark.parametrize("at_a_time", [1, 2, 5])  # 2 of 5: the last part is filled up
-def test_gradients_equal_those_of_the_formula(at_a_time, monkeypatch):
+def test_gradients_equal_those_of_the_formula(at_a_time, platform, monkeypatch):
     arguments = draw(B, 5)
-    monkeypatch.setattr(attention, "PAIRED", at_a_time * B * S * A)
+    if platform == "others":
+        compile_for_others(monkeypatch)
+    monkeypatch.setattr(attention, "PAIRED", dict.fromkeys(attention.PAIRED, at_a_time * B * S * A))
     compiled = compile_quickly(differentiate(attention.attend), *arguments)
     assert ("while" in compiled.as_text()) == (at_a_time < 5)
     wanted = jax.tree.leaves(compile_quickly(differentiate(plain), *arguments)(*arguments))
@@ -156,7 +164,7 @@ def test_gradients_equal_those_of_the_formula(at_a_time, monkeypatch):
 
 
 def test_bfloat16_is_rounded_at_the_ends_only(monkeypatch):
-    monkeypatch.setattr(attention, "PAIRED", 1)
+    monkeypatch.setattr(attention, "PAIRED", dict.fromkeys(attention.PAIRED, 1))
     exact = draw(B, T)
     rounded = [x if x.dtype == bool else x.astype(jnp.bfloat16) for x in exact]
     found = compile_quickly(differentiate(attention.attend), *rounded)(*rounded)
@@ -174,7 +182,7 @@ def count_elements(text: str) -> set[int]:
 
 
 def test_the_hidden_layer_of_all_pairs_never_exists(monkeypatch):
-    monkeypatch.setattr(attention, "PAIRED", 1)
+    monkeypatch.setattr(attention, "PAIRED", dict.fromkeys(attention.PAIRED, 1))
     arguments = draw(B, T)
     pairs = B * T * S * A
     assert max(count_elements(compile_quickly(differentiate(plain), *arguments).as_text())) >= pairs
@@ -183,7 +191,7 @@ def test_the_hidden_layer_of_all_pairs_never_exists(monkeypatch):
 
 
 def test_a_step_of_a_search_has_no_loop(monkeypatch):
-    monkeypatch.setattr(attention, "PAIRED", 1)
+    monkeypatch.setattr(attention, "PAIRED", dict.fromkeys(attention.PAIRED, 1))
     text = [compile_quickly(attention.attend, *draw(B, length)[:5]).as_text() for length in (1, 2)]
     assert ["while" in each for each in text] == [False, True]
 
@@ -191,7 +199,7 @@ def test_a_step_of_a_search_has_no_loop(monkeypatch):
 def test_devices_add_up_the_gradient_of_v_once_after_the_loop(monkeypatch):
     if len(jax.devices()) != 8:
         pytest.skip(f"needs 8 devices, and there are {len(jax.devices())}")
-    monkeypatch.setattr(attention, "PAIRED", 1)
+    monkeypatch.setattr(attention, "PAIRED", dict.fromkeys(attention.PAIRED, 1))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     arguments, rows, whole = draw(8, 3), P("data"), P()
 

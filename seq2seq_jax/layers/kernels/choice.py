@@ -46,17 +46,25 @@ MODULES = {"gpu": "seq2seq_jax.layers.kernels.lstm_gpu", "tpu": "seq2seq_jax.lay
 """By platform; imported when first wanted, because they load a compiler of their own."""
 
 
+def load(platform: str) -> Kernels:
+    """The kernels of a platform."""
+    kernels: Kernels = importlib.import_module(MODULES[platform])
+    return kernels
+
+
 def find_kernels(cell: Cell, loop: Loop, runs: Sequence[Run], like: Array) -> Kernels | None:
     """The kernels that are wanted and can run these, of which `like` `[T, B, 4H]` is what is read at each step.
 
     Where they are wanted and cannot, the log tells it once, and the loop runs.
     """
+    if loop.kernel and loop.kernel not in MODULES:
+        _tell(loop.kernel, "there are none; they are for GPUs and TPUs")
     if loop.kernel not in MODULES:
         return None
-    kernels: Kernels = importlib.import_module(MODULES[loop.kernel])
+    kernels = load(loop.kernel)
     weights = runs[0].weights
     if cell != LSTMCell() or weights.projection is not None:
-        reason: str | None = f"they are for the plain LSTM, and this is {cell}, or has a projection"
+        reason: str | None = f"they are for the LSTM without projection, and this is {cell}"
     elif loop.recompute or any(run.noise is not None for run in runs):
         reason = "they neither make gates again nor have dropout between steps"
     else:
