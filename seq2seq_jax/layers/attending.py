@@ -27,7 +27,8 @@ from jaxtyping import Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.attention import make_scores, masked_softmax, score_gradients, softmax_gradient
 from seq2seq_jax.layers.cells import Cell, Saved, State
-from seq2seq_jax.layers.runs import Weights, add_bias
+from seq2seq_jax.layers.runs import PLAIN_LOOP, Loop, Weights, add_bias, as_float, multiply
+from seq2seq_jax.layers.sweep import read, sweep
 
 
 @struct.dataclass
@@ -57,6 +58,7 @@ def recur_attending(
     *,
     noise: Float[Array, "B P"] | None = None,
     context_noise: Float[Array, "T B D"] | None = None,
+    loop: Loop = PLAIN_LOOP,
 ) -> tuple[Float[Array, "T B P"], Float[Array, "T B D"], Float[Array, "T B S"]]:
     """Runs a layer from zeros over the whole target, its last output asking for the context that it reads.
 
@@ -69,13 +71,14 @@ def recur_attending(
         noise: `[B, P]`, factors of the output on its way to the next step of the layer, though not to the attention;
             they get no gradient.
         context_noise: `[T, B, D]`, factors of the contexts that the layer itself reads; they get no gradient.
+        loop: how it is run; of its choices only `unroll` is one here.
 
     Returns:
         Outputs `[T, B, P]` and contexts without noise `[T, B, D]`, in the dtype of the inputs, and the attention's
         weights `[T, B, S]` float32. Padding comes last: no step has a mask.
     """
     fixed = _Fixed(weights, asking, attended.keys, attended.values, noise, context_noise)
-    return _recur(cell, projected, fixed, attended.mask)
+    return _recur(cell, loop.unroll, projected, fixed, attended.mask)
 
 
 @struct.dataclass
@@ -109,20 +112,20 @@ class _Fixed:
         return tuple(jnp.zeros_like(like, jnp.float32, shape=(like.shape[1], width)) for width in widths)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recur(cell: Cell, projected: Array, fixed: _Fixed, mask: Array) -> tuple[Array, Array, Array]:
-    tape = _forward(cell, projected, fixed, mask, keep=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recur(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Array) -> tuple[Array, Array, Array]:
+    tape = _forward(cell, unroll, projected, fixed, mask, keep=False)
     return tape.outputs, tape.contexts, tape.weights
 
 
-def _recur_fwd(cell: Cell, projected: Array, fixed: _Fixed, mask: Array) -> Any:
-    tape = _forward(cell, projected, fixed, mask, keep=True)
+def _recur_fwd(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Array) -> Any:
+    tape = _forward(cell, unroll, projected, fixed, mask, keep=True)
     return (tape.outputs, tape.contexts, tape.weights), (fixed, tape)
 
 
-def _recur_bwd(cell: Cell, kept: tuple[_Fixed, _Tape], cotangents: tuple[Array, Array, Array]) -> Any:
+def _recur_bwd(cell: Cell, unroll: int, kept: tuple[_Fixed, _Tape], cotangents: tuple[Array, Array, Array]) -> Any:
     fixed, tape = kept
-    back, *sums = _backward(cell, fixed, tape, cotangents)
+    back, *sums = _backward(cell, unroll, fixed, tape, cotangents)
     return back.dx, _gradients(cell, fixed, tape, back, sums, cotangents[1]), None
 
 
@@ -151,10 +154,6 @@ class _Back:
     kept: Saved  # of the cell
 
 
-def _product(a: Array, kernel: Array) -> Array:
-    return jnp.matmul(a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-
-
 def _sum_products(a: Array, b: Array) -> Array:
     """`[T, B, D]` and `[T, B, Z]` to `[D, Z]` float32: the gradient of a kernel."""
     return jnp.einsum("tbd,tbz->dz", a.astype(b.dtype), b, preferred_element_type=jnp.float32)
@@ -164,60 +163,42 @@ def _times(a: Array, noise: Array | None) -> Array:
     return a if noise is None else a * noise.astype(a.dtype)
 
 
-def _read(tree: Any, at: Array) -> Any:
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, at, keepdims=False), tree)
-
-
-def _write(tree: Any, step: Any, at: Array) -> Any:
-    return jax.tree.map(
-        lambda a, value: jax.lax.dynamic_update_index_in_dim(a, value.astype(a.dtype), at, 0), tree, step
-    )
-
-
-def _make(shapes: Any, like: Array) -> Any:
-    """Zeros of all steps, of the shapes of one."""
-    return jax.tree.map(lambda a: jnp.zeros_like(like, a.dtype, shape=(like.shape[0], *a.shape)), shapes)
-
-
-def _as_float(tree: Any) -> Any:
-    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
-
-
 def _before(after: State) -> State:
     """What each step started from, `[T, B, H]` each."""
     return jax.tree.map(lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]), after)
 
 
-def _forward(cell: Cell, projected: Array, fixed: _Fixed, mask: Array, *, keep: bool) -> _Tape:
+def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Array, *, keep: bool) -> _Tape:
     """The loop ahead; without `keep` it leaves no more than is returned."""
     dtype, own = projected.dtype, fixed.cast(projected.dtype)
     weights, asking = own.weights, own.asking
 
-    def advance(t: Array, state: State) -> tuple[State, _Tape]:
-        z, factor = _read((projected, own.context_noise), t)
-        h = state[-1]
-        queries = _product(h, asking.query).astype(dtype)[:, None]
+    def step(n: Array, at: Sequence[Array], state: State, z: Array) -> tuple[State, _Tape]:
+        h, factor = state[-1], read([own.context_noise], at)
+        queries = multiply(h, asking.query).astype(dtype)[:, None]
         attention = masked_softmax(make_scores(queries, own.keys, asking.v)[:, 0], mask)
         context = jnp.einsum("bs,bsd->bd", attention.astype(dtype), own.values)
-        x = add_bias(z, weights.bias) + _product(_times(context, factor), asking.context)
-        new, saved = cell.forward(x, _product(_times(h, own.noise), weights.recurrent), state, weights.vectors)
+        x = add_bias(z, weights.bias) + multiply(_times(context, factor), asking.context)
+        new, saved = cell.forward(x, multiply(_times(h, own.noise), weights.recurrent), state, weights.vectors)
         if weights.projection is not None:
-            new = (*new[:-1], _product(new[-1], weights.projection))
+            new = (*new[:-1], multiply(new[-1], weights.projection))
         more = (new[:-1], jax.tree.map(lambda a: a.astype(dtype), saved)) if keep else ((), ())
         return new, _Tape(new[-1].astype(dtype), context, attention, *more)
 
-    def step(t: Array, carry: tuple[State, _Tape]) -> tuple[State, _Tape]:
-        state, tape = carry
-        state, written = advance(t, state)
-        return state, _write(tape, written, t)
-
-    start = own.zero_state(cell, projected)
-    shapes = jax.eval_shape(lambda: advance(jnp.int32(0), start)[1])
-    return jax.lax.fori_loop(0, projected.shape[0], step, (start, _make(shapes, projected)))[1]
+    _, (tape,) = sweep(
+        step,
+        own.zero_state(cell, projected),
+        length=projected.shape[0],
+        turned=[False],
+        unroll=unroll,
+        like=projected,
+        inputs=[projected],
+    )
+    return tape
 
 
 def _backward(
-    cell: Cell, fixed: _Fixed, tape: _Tape, cotangents: tuple[Array, Array, Array]
+    cell: Cell, unroll: int, fixed: _Fixed, tape: _Tape, cotangents: tuple[Array, Array, Array]
 ) -> tuple[_Back, Array, Array]:
     """The loop back; and the sums that it carries, float32: of the keys (still to be multiplied by v), of v by rows."""
     like, dtype, own = tape.outputs, tape.outputs.dtype, fixed.cast(tape.outputs.dtype)
@@ -225,50 +206,47 @@ def _backward(
     from_query, from_p, from_x = asking.query.T, weights.recurrent.T, asking.context.T
     v = asking.v.astype(jnp.float32)
     states = (*tape.states, tape.outputs)
-    queries = _product(tape.outputs, asking.query).astype(dtype)  # what each output asks at the step after it
+    queries = multiply(tape.outputs, asking.query).astype(dtype)  # what each output asks at the step after it
 
-    def ask_back(t: Array, dx: Array, attention: Array, query: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    def ask_back(
+        at: Sequence[Array], dx: Array, attention: Array, query: Array
+    ) -> tuple[Array, tuple[Array, Array, Array]]:
         """Through the context: its cotangent with noise; and those of query (times v), keys and v."""
-        d_read = _product(dx, from_x).astype(dtype)
-        factor, d_context, d_weights = _read((own.context_noise, *cotangents[1:]), t)
+        d_read = multiply(dx, from_x).astype(dtype)
+        factor, d_context, d_weights = read([(own.context_noise, *cotangents[1:])], at)
         d_context += _times(d_read, factor)
         d_weights += jnp.einsum("bd,bsd->bs", d_context, own.values, preferred_element_type=jnp.float32)
         d_scores = softmax_gradient(attention, d_weights)
         d_query, d_keys, d_v = score_gradients(query[:, None], own.keys, d_scores[:, None])
         return d_read, ((d_query[:, 0] * v).astype(dtype), d_keys, d_v)
 
-    def retreat(t: Array, d_state: State) -> tuple[State, Array, Array, _Back]:
-        saved, after, attention, d_output = _as_float(_read((tape.saved, states, tape.weights, cotangents[0]), t))
-        earlier = _read((states, queries), jnp.maximum(t - 1, 0))
-        before, query = jax.tree.map(lambda a: jnp.where(t == 0, jnp.zeros_like(a), a), earlier)
+    def step(n: Array, at: Sequence[Array], carry: tuple[State, Array, Array], x: None) -> tuple[Any, _Back]:
+        d_state, *sums = carry
+        saved, after, attention, d_output = as_float(read([(tape.saved, states, tape.weights, cotangents[0])], at))
+        earlier = read([(states, queries)], [jnp.maximum(at[0] - 1, 0)])
+        before, query = jax.tree.map(lambda a: jnp.where(at[0] == 0, jnp.zeros_like(a), a), earlier)
         d_state, dh = (*d_state[:-1], d_state[-1] + d_output), None
         if weights.projection is not None:
             dh = d_state[-1].astype(dtype)
-            d_state = (*d_state[:-1], _product(dh, weights.projection.T))
-        dx, d_before, kept = cell.backward(saved, _as_float(before), after, d_state, weights.vectors)
+            d_state = (*d_state[:-1], multiply(dh, weights.projection.T))
+        dx, d_before, kept = cell.backward(saved, as_float(before), after, d_state, weights.vectors)
         dx = dx.astype(dtype)
         dp = cell.through(saved, dx.astype(jnp.float32), weights.vectors)
-        d_read, (d_query, d_keys, d_v) = ask_back(t, dx, attention, query)
-        d_h = _times(_product(dp, from_p), own.noise) + _product(d_query, from_query)
+        d_read, (d_query, *terms) = ask_back(at, dx, attention, query)
+        d_h = _times(multiply(dp, from_p), own.noise) + multiply(d_query, from_query)
         d_h = d_h if weights.projection is not None else d_h + d_before[-1]  # else the cell's own h is no output
-        return (*d_before[:-1], d_h), d_keys, d_v, _Back(dx, dh, d_query, d_read, kept)
+        new = (*d_before[:-1], d_h), sums[0] + terms[0], sums[1] + terms[1]
+        return new, _Back(dx, dh, d_query, d_read, kept)
 
-    def step(turn: Array, carry: tuple[State, Array, Array, _Back]) -> tuple[State, Array, Array, _Back]:
-        d_state, d_keys, d_v, back = carry
-        t = like.shape[0] - 1 - turn
-        d_state, new_keys, new_v, new = retreat(t, d_state)
-        return d_state, d_keys + new_keys, d_v + new_v, _write(back, new, t)
-
-    start = own.zero_state(cell, like)
-    _, *sums, steps = jax.eval_shape(lambda: retreat(jnp.int32(0), start))
-    zeros = [jnp.zeros_like(like, a.dtype, shape=a.shape) for a in sums]
-    _, d_keys, d_v, back = jax.lax.fori_loop(0, like.shape[0], step, (start, *zeros, _make(steps, like)))
-    return back, d_keys, d_v
+    shapes = own.keys.shape, own.keys[:, 0].shape
+    start = (own.zero_state(cell, like), *(jnp.zeros_like(like, jnp.float32, shape=shape) for shape in shapes))
+    carry, (back,) = sweep(step, start, length=like.shape[0], turned=[True], unroll=unroll, like=like)
+    return back, carry[1], carry[2]
 
 
 def _gradients(cell: Cell, fixed: _Fixed, tape: _Tape, back: _Back, sums: Sequence[Array], d_contexts: Array) -> _Fixed:
     """The cotangents of weights and of what is attended to: products over all steps, each made once."""
-    vectors, saved, dx = fixed.weights.vectors, _as_float(tape.saved), back.dx.astype(jnp.float32)
+    vectors, saved, dx = fixed.weights.vectors, as_float(tape.saved), back.dx.astype(jnp.float32)
     dp = cell.through(saved, dx, vectors).astype(back.dx.dtype)
     (h,) = _before((tape.outputs,))
     projection = None
@@ -277,7 +255,7 @@ def _gradients(cell: Cell, fixed: _Fixed, tape: _Tape, back: _Back, sums: Sequen
     d_vectors = {}
     if vectors:
         after = (*tape.states, tape.outputs.astype(jnp.float32))
-        terms = cell.vector_terms(saved, _as_float(back.kept), _before(after), after, dx, vectors)
+        terms = cell.vector_terms(saved, as_float(back.kept), _before(after), after, dx, vectors)
         d_vectors = {name: term.sum(axis=(0, 1)) for name, term in terms.items()}
     d_bias = None if fixed.weights.bias is None else dx.sum(axis=(0, 1))
     d_weights = Weights(_sum_products(_times(h, fixed.noise), dp), projection, d_vectors, d_bias)

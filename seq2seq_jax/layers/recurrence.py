@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.cells import Cell, Saved, State
 from seq2seq_jax.layers.kernels.choice import Kernels, find_kernels
-from seq2seq_jax.layers.runs import PLAIN_LOOP, STATES, Loop, Run, Weights, add_bias
+from seq2seq_jax.layers.runs import PLAIN_LOOP, STATES, Loop, Run, Weights, add_bias, as_float, multiply
 from seq2seq_jax.layers.sweep import join, read, split, sweep
 
 
@@ -162,10 +162,6 @@ class _Back:
     kept: Saved  # of the cell
 
 
-def _product(a: Array, kernel: Array) -> Array:
-    return jnp.matmul(a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-
-
 def _transposed(kernel: Array) -> Array:
     return jnp.swapaxes(kernel, -1, -2)
 
@@ -247,9 +243,9 @@ def _forward(
 
     def step(n: Array, at: Sequence[Array], state: State, x: Array) -> tuple[State, _Tape]:
         h = state[-1] if noise is None else state[-1] * noise
-        new, saved = cell.forward(add_bias(x, weights.bias), _product(h, weights.recurrent), state, weights.vectors)
+        new, saved = cell.forward(add_bias(x, weights.bias), multiply(h, weights.recurrent), state, weights.vectors)
         if weights.projection is not None:
-            new = (*new[:-1], _product(new[-1], weights.projection))
+            new = (*new[:-1], multiply(new[-1], weights.projection))
         state = _choose(mask, at, (*new[:-1], new[-1].astype(held)), state)
         kept = tuple(array.astype(dtype) for array in saved) if "saved" in keep else ()
         return state, _Tape(state[-1].astype(dtype), state[:-1] if "states" in keep else (), kept)
@@ -290,10 +286,10 @@ def _backward(
         dh, d_cell = None, d_output
         if weights.projection is not None:
             dh = d_output.astype(dtype)
-            d_cell = _product(dh, _transposed(weights.projection))
+            d_cell = multiply(dh, _transposed(weights.projection))
         dx, d_before, kept = cell.backward(saved, read_before(n, at), after, (*d_state[:-1], d_cell), weights.vectors)
         dx = dx.astype(dtype)
-        through = _product(cell.through(saved, dx.astype(jnp.float32), weights.vectors), back_kernel)
+        through = multiply(cell.through(saved, dx.astype(jnp.float32), weights.vectors), back_kernel)
         through = through if noise is None else through * noise
         # With a projection the cell's own h is not the output: of the output before, only p reads.
         new = (*d_before[:-1], through if dh is not None else d_before[-1] + through)
@@ -311,7 +307,7 @@ def _make_gates(cell: Cell, run: Run, turned: bool, tape: _Tape) -> _Tape:
     before = _states_before(cell, run, tape, turned)
     dtype = run.projected.dtype
     h = before[-1] if run.noise is None else before[-1] * run.noise
-    p = _product(h, run.weights.recurrent.astype(dtype))
+    p = multiply(h, run.weights.recurrent.astype(dtype))
     _, saved = cell.forward(add_bias(run.projected, run.weights.bias), p, before, run.weights.vectors)
     return dataclasses.replace(tape, saved=tuple(array.astype(dtype) for array in saved))
 
@@ -359,8 +355,3 @@ def _states_before(cell: Cell, run: Run, tape: _Tape, turned: bool) -> State:
     return tuple(
         jnp.concatenate([a[1:], b[None]] if turned else [b[None], a[:-1]]) for a, b in zip(after, first, strict=True)
     )
-
-
-def as_float(tree: Any) -> Any:
-    """All arrays in float32."""
-    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
-from seq2seq_jax.interfaces import Array
+from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.layers.cells import State
 
 
@@ -88,3 +90,13 @@ def add_bias(x: Array, bias: Array | None) -> Array:
     """The input's part of a step's pre-activations, float32."""
     x = x.astype(jnp.float32)
     return x if bias is None else x + bias
+
+
+def multiply(a: Array, kernel: Array) -> Array:
+    """A product in the kernel's dtype that adds up in float32; of joined runs a product each."""
+    return jnp.matmul(a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+
+
+def as_float(tree: PyTree) -> Any:
+    """All arrays in float32."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)

@@ -254,6 +254,7 @@ class GNMT(nn.Module):
             Attended(memory.projected, memory.hidden, memory.mask),
             noise=self.decoder_bottom.draw_noise(places, train=train),
             context_noise=context_noise,
+            loop=kind.loop,
         )
         return outputs, contexts, weights.swapaxes(0, 1)
 
