@@ -180,12 +180,12 @@ def make_optimizer(
 
 
 def find_matrices(params: optax.Params) -> Any:
-    """True for every parameter that is a matrix, or a stack of them; a stack of biases is none."""
+    """True for every parameter that is a matrix, or a stack of them; a stack of vectors is none, which names tell."""
     return jax.tree_util.tree_map_with_path(_is_matrix, params)
 
 
 def _is_matrix(path: Any, x: Any) -> bool:
-    return x.ndim > 1 and not name_of(path).endswith("bias")
+    return x.ndim > 1 and not name_of(path).endswith(("bias", "gain", "peephole_i", "peephole_f", "peephole_o"))
 
 
 def _is_table(path: Any) -> bool:

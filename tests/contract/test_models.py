@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from seq2seq_jax import interfaces
 from seq2seq_jax.models import MODELS
+from seq2seq_jax.train.optimizers import find_matrices
 
 B, S, T, VOCAB = 4, 6, 5, 13
 SIZES = {"source_vocab": VOCAB + 2, "target_vocab": VOCAB, "features": 8, "dropout": 0.2}
@@ -235,6 +236,13 @@ def test_every_parameter_names_its_axes(case):
         assert len(leaf.names) == leaf.value.ndim, name
         assert all(isinstance(axis, str) for axis in leaf.names), name
         assert leaf.value.dtype == jnp.float32, name
+
+
+def test_weight_decay_is_of_matrices_alone(case):
+    chosen = jax.tree_util.tree_leaves_with_path(find_matrices(nn.meta.unbox(case.boxed)["params"]))
+    for path, decayed in chosen:
+        name = path[-1].key
+        assert decayed == name.endswith(("kernel", "table")), name
 
 
 def test_every_parameter_is_trained_under_dropout(seq2seq):
