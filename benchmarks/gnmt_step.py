@@ -145,7 +145,9 @@ def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array, step: Arra
     import jax
     import jax.numpy as jnp
 
-    from seq2seq_jax.parallel.softmax import cross_entropy
+    from seq2seq_jax.parallel.softmax import choose_chunk, cross_entropy
+
+    chunk = choose_chunk(model.config.target_vocab, model.config.features, platform=jax.default_backend())
 
     def run(model: GNMT) -> tuple[Array, Array, Array]:
         memory = model.encode(batch.source, batch.source_mask, train=True)
@@ -162,6 +164,7 @@ def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array, step: Arra
             batch.target_out.reshape(-1),
             weights,
             label_smoothing=LABEL_SMOOTHING,
+            chunk=chunk,
         )
     return out.loss, {"loss": out.loss, "nll": out.nll, "weight": weights.sum()}
 

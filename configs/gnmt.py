@@ -11,6 +11,9 @@ Own text, two files `my/text.en` and `my/text.de`:
     python -m seq2seq_jax.main --config=configs/gnmt.py:multi30k --config.data.train=my/text \
         --config.data.source=en --config.data.target=de
 
+Other recurrent layers (docs/recurrent.md): --config.model.cell=gru or lstm_peephole, --config.model.cells=WIDTH (with a
+projection), --config.model.layer_norm=True, --config.model.recurrent_dropout=0.2.
+
 Presets:
 
 - (none): 2+2 layers of width 128 on the phrasebook, English to German: 77.1 BLEU in five minutes on two CPU cores.

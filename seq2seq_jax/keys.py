@@ -225,8 +225,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "layers": "auto",  # how a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order
         "chunks": 0,  # pieces that a wavefront cuts sequences into; 0 is four for every stage
         "recurrence": "loop",  # of recurrent layers over time; "kernel": a Pallas kernel where there is one (opt-in)
-        "unroll": 0,  # steps of that loop compiled as one: quicker on GPUs, slower to compile; 0: by the device
-        "recompute_gates": False,  # make gates again in the backward pass: less memory, a third more products
+        "unroll": 0,  # most steps of that loop compiled as one: quicker on GPUs, slower to compile; 0: by the device
+        "recompute_gates": False,  # make gates again in the backward pass: less memory on accelerators, more products
     },
 }
 """Every key but those of the model; `default_config` puts both together."""

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.attention import make_scores, masked_softmax, score_gradients, softmax_gradient
 from seq2seq_jax.layers.cells import Cell, Saved, State
-from seq2seq_jax.layers.runs import PLAIN_LOOP, Loop, Weights, add_bias, as_float, multiply
+from seq2seq_jax.layers.runs import PLAIN_LOOP, Loop, Weights, add_bias, as_float, multiply, sum_products, zero_state
 from seq2seq_jax.layers.sweep import read, sweep
 
 
@@ -105,12 +105,6 @@ class _Fixed:
             self.context_noise,
         )
 
-    def zero_state(self, cell: Cell, like: Array) -> State:
-        """The state before the first step; `like` is any `[T, B, ...]`."""
-        outputs, gates = self.weights.recurrent.shape
-        widths = [gates // cell.gates] * (cell.states - 1) + [outputs]
-        return tuple(jnp.zeros_like(like, jnp.float32, shape=(like.shape[1], width)) for width in widths)
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recur(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Array) -> tuple[Array, Array, Array]:
@@ -154,11 +148,6 @@ class _Back:
     kept: Saved  # of the cell
 
 
-def _sum_products(a: Array, b: Array) -> Array:
-    """`[T, B, D]` and `[T, B, Z]` to `[D, Z]` float32: the gradient of a kernel."""
-    return jnp.einsum("tbd,tbz->dz", a.astype(b.dtype), b, preferred_element_type=jnp.float32)
-
-
 def _times(a: Array, noise: Array | None) -> Array:
     return a if noise is None else a * noise.astype(a.dtype)
 
@@ -187,7 +176,7 @@ def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Arr
 
     _, (tape,) = sweep(
         step,
-        own.zero_state(cell, projected),
+        zero_state(cell, weights, projected),
         length=projected.shape[0],
         turned=[False],
         unroll=unroll,
@@ -239,7 +228,7 @@ def _backward(
         return new, _Back(dx, dh, d_query, d_read, kept)
 
     shapes = own.keys.shape, own.keys[:, 0].shape
-    start = (own.zero_state(cell, like), *(jnp.zeros_like(like, jnp.float32, shape=shape) for shape in shapes))
+    start = (zero_state(cell, weights, like), *(jnp.zeros_like(like, jnp.float32, shape=shape) for shape in shapes))
     carry, (back,) = sweep(step, start, length=like.shape[0], turned=[True], unroll=unroll, like=like)
     return back, carry[1], carry[2]
 
@@ -251,18 +240,18 @@ def _gradients(cell: Cell, fixed: _Fixed, tape: _Tape, back: _Back, sums: Sequen
     (h,) = _before((tape.outputs,))
     projection = None
     if back.dh is not None:
-        projection = _sum_products(cell.emit(saved, tape.states, vectors), back.dh)
+        projection = sum_products(cell.emit(saved, tape.states, vectors), back.dh)
     d_vectors = {}
     if vectors:
         after = (*tape.states, tape.outputs.astype(jnp.float32))
         terms = cell.vector_terms(saved, as_float(back.kept), _before(after), after, dx, vectors)
         d_vectors = {name: term.sum(axis=(0, 1)) for name, term in terms.items()}
     d_bias = None if fixed.weights.bias is None else dx.sum(axis=(0, 1))
-    d_weights = Weights(_sum_products(_times(h, fixed.noise), dp), projection, d_vectors, d_bias)
+    d_weights = Weights(sum_products(_times(h, fixed.noise), dp), projection, d_vectors, d_bias)
     d_asking = Asking(
-        query=_sum_products(h, back.d_query),
+        query=sum_products(h, back.d_query),
         v=sums[1].sum(axis=0),
-        context=_sum_products(_times(tape.contexts, fixed.context_noise), back.dx),
+        context=sum_products(_times(tape.contexts, fixed.context_noise), back.dx),
     )
     d_contexts += _times(back.d_read, fixed.context_noise)
     attention = tape.weights.astype(d_contexts.dtype)

@@ -29,7 +29,6 @@ Vectors = Mapping[str, Array]
 
 
 @runtime_checkable
-@runtime_checkable
 class Cell(Protocol):
     """One step of a recurrent layer; implementations are frozen dataclasses, equal where their equations are.
 

@@ -25,7 +25,18 @@ from jaxtyping import Bool, Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.cells import Cell, Saved, State
 from seq2seq_jax.layers.kernels.choice import Kernels, find_kernels
-from seq2seq_jax.layers.runs import PLAIN_LOOP, STATES, Loop, Run, Weights, add_bias, as_float, multiply
+from seq2seq_jax.layers.runs import (
+    PLAIN_LOOP,
+    STATES,
+    Loop,
+    Run,
+    Weights,
+    add_bias,
+    as_float,
+    multiply,
+    sum_products,
+    zero_state,
+)
 from seq2seq_jax.layers.sweep import join, read, split, sweep
 
 
@@ -318,11 +329,11 @@ def _gradients(cell: Cell, run: Run, turned: bool, tape: _Tape, back: _Back, d_i
     dp = cell.through(saved, dx.astype(jnp.float32), vectors).astype(dx.dtype)
     before = _states_before(cell, run, tape, turned)
     h = before[-1] if run.noise is None else before[-1] * run.noise
-    recurrent = _over_all_steps(h.astype(dx.dtype), dp)
+    recurrent = sum_products(h, dp)
     projection = None
     if back.dh is not None:
         own = cell.emit(saved, tape.states, vectors).astype(dx.dtype)
-        projection = _over_all_steps(own, back.dh)
+        projection = sum_products(own, back.dh)
     sums = {}
     if vectors:
         after = (*tape.states, tape.outputs.astype(jnp.float32))
@@ -333,19 +344,8 @@ def _gradients(cell: Cell, run: Run, turned: bool, tape: _Tape, back: _Back, d_i
     return Run(dx, weights, None if run.initial is None else d_initial, None)
 
 
-def _over_all_steps(a: Array, d: Array) -> Array:
-    """The gradient `[j, k]` float32 of a kernel that meets `[T, B, j]`, whose products' cotangents are `[T, B, k]`."""
-    rows, cotangents = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])  # else XLA turns large copies around
-    return jnp.einsum("nj,nk->jk", rows, cotangents, preferred_element_type=jnp.float32)
-
-
 def _first_state(cell: Cell, run: Run, like: Array) -> State:
-    """The state before the first step; `like` is any array of the run, `[T, B, ...]`."""
-    if run.initial is not None:
-        return run.initial
-    outputs, inner = run.weights.recurrent.shape[0], run.weights.recurrent.shape[1] // cell.gates
-    widths = [inner] * (cell.states - 1) + [outputs]
-    return tuple(jnp.zeros_like(like, jnp.float32, shape=(like.shape[1], width)) for width in widths)
+    return zero_state(cell, run.weights, like) if run.initial is None else run.initial
 
 
 def _states_before(cell: Cell, run: Run, tape: _Tape, turned: bool) -> State:

@@ -19,7 +19,8 @@ from seq2seq_jax.layers.cells import Cell, GRUCell, LSTMCell, State
 from seq2seq_jax.layers.dropout import dropout_mask
 from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
 from seq2seq_jax.layers.parameters import declare, stacked
-from seq2seq_jax.layers.recurrence import Loop, Weights, keep_states, recur, recur_both
+from seq2seq_jax.layers.recurrence import keep_states, recur, recur_both
+from seq2seq_jax.layers.runs import Loop, Weights, sum_products
 
 CELLS = ("lstm", "lstm_peephole", "gru")
 
@@ -130,8 +131,7 @@ def _product_fwd(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _product_bwd(saved: tuple[Array, Array], dz: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    d_kernel = jnp.einsum("...d,...z->dz", x, dz, preferred_element_type=jnp.float32)
-    return dz @ kernel.astype(dz.dtype).T, d_kernel
+    return dz @ kernel.astype(dz.dtype).T, sum_products(x, dz)
 
 
 product.defvjp(_product_fwd, _product_bwd)
@@ -281,6 +281,8 @@ class Recurrent(nn.Module):
 
         With recurrent dropout, training needs `places` `[T, B, 2]`; see `layers.dropout.make_places`.
         """
+        if train and self.kind.recurrent_dropout and places is None:
+            raise ValueError("`places` must be given in training with recurrent dropout, but is None instead.")
         noise = None if places is None else self.draw_noise(places, train=train)
         return run_layer(self.kind, self.own, parts, mask, initial=initial, noise=noise, reverse=reverse)
 

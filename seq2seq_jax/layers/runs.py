@@ -10,18 +10,19 @@ import jax.numpy as jnp
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, PyTree
-from seq2seq_jax.layers.cells import State
+from seq2seq_jax.layers.cells import Cell, State
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How a recurrence is run; never what it computes.
+    """How a recurrence is run; never what it computes, but for rounding.
 
     Attributes:
         unroll: steps that are compiled as one, at most, and written at once.
         both_at_once: the two directions of a layer share a loop, their products batched.
         recompute: save the states and the inputs alone, and make the gates again in the backward pass, by one product
-            of all steps; with `keep_states` around the layer not even the inputs.
+            of all steps; with `keep_states` around the layer not even the inputs. (XLA merges for CPUs what is made
+            again with what was made before: there it saves nothing.)
         kernel: "gpu" or "tpu": the loop is one hand-written kernel where there is one for the layer; "": none.
     """
 
@@ -100,3 +101,16 @@ def multiply(a: Array, kernel: Array) -> Array:
 def as_float(tree: PyTree) -> Any:
     """All arrays in float32."""
     return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+
+
+def sum_products(a: Array, d: Array) -> Array:
+    """The gradient `[j, k]` float32 of a kernel that meets `[T, B, j]`, whose products' cotangents are `[T, B, k]`."""
+    rows, cotangents = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])  # else XLA turns large copies around
+    return jnp.einsum("nj,nk->jk", rows.astype(d.dtype), cotangents, preferred_element_type=jnp.float32)
+
+
+def zero_state(cell: Cell, weights: Weights, like: Array) -> State:
+    """The state before a first step, `[B, width]` each; `like` is any array of the run, `[T, B, ...]`."""
+    outputs, gates = weights.recurrent.shape
+    widths = [gates // cell.gates] * (cell.states - 1) + [outputs]
+    return tuple(jnp.zeros_like(like, jnp.float32, shape=(like.shape[1], width)) for width in widths)

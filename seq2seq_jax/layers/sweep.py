@@ -65,6 +65,8 @@ def sweep(
     Returns:
         The carry after the last step, and for every run what its steps gave, `[T, B, k]`, each at its time.
     """
+    if length == 0:
+        raise ValueError("a recurrent layer must have at least one step, but the sequences have none.")
     size = -(-length // -(-length // unroll))  # blocks of one size as far as it goes
     count, rest = divmod(length, size)
 

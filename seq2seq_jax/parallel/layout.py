@@ -132,6 +132,8 @@ def make_layout(
     _check(strategy, sizes, step=step, layers=layers)
     if step == "auto":
         step = "shard_map" if mesh.size > 1 else "jit"
+    if recurrence == "kernel":
+        _check_kernels(mesh.size, sizes["stage"], step=step, layers=layers)
     rows = tuple(axis for axis in AXES if sizes[axis] > 1)
     plain = Execution(
         platform=mesh.devices.flat[0].platform,
@@ -161,6 +163,19 @@ def make_layout(
 def fill_sizes(strategy: str, *, stage: int, tensor: int) -> tuple[int, int]:
     """Stages and tensor shards of a strategy: where "exact" is given neither, the eight devices of 2014."""
     return (4, 2) if strategy == "exact" and (stage, tensor) == (1, 1) else (stage, tensor)
+
+
+def _check_kernels(devices: int, stages: int, *, step: str, layers: str) -> None:
+    if step == "jit" and devices > 1:
+        raise ValueError(
+            f"`parallel.step` must be 'shard_map' with `parallel.recurrence` 'kernel' on {devices} devices, but is "
+            "'jit' instead: a compiler cannot spread a kernel."
+        )
+    if layers == "wavefront" and stages == 1:
+        raise ValueError(
+            "`parallel.layers` must be 'in_order' with `parallel.recurrence` 'kernel' and `parallel.stage`=1, but is "
+            "'wavefront' instead: a kernel runs one layer."
+        )
 
 
 def _check(strategy: str, sizes: dict[str, int], *, step: str, layers: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from seq2seq_jax.keys import CHOICES
 from seq2seq_jax.layers import recurrent
 from seq2seq_jax.layers.cells import GRUCell, LSTMCell
 from seq2seq_jax.layers.dropout import make_places
@@ -183,6 +184,16 @@ def test_what_there_is_no_cell_for_is_refused():
         make_cell("gru", layer_norm=False, features=4, inner=8)
     with pytest.raises(ValueError, match="`cells` must be 0"):
         make_cell("lstm", layer_norm=False, features=4, inner=-1)
+
+
+def test_a_config_names_the_cells_that_there_are():
+    assert CHOICES["model.cell"] == recurrent.CELLS
+
+
+def test_training_with_dropout_between_steps_asks_for_places():
+    layer, variables, first, second = make_layer(LayerKind(P, recurrent_dropout=0.5))
+    with pytest.raises(ValueError, match="`places` must be given"):
+        layer.apply(variables, first, second, mask=None, train=True, rngs={"dropout": jax.random.key(0)})
 
 
 def test_a_loop_follows_its_platform():

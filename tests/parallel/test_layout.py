@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -40,9 +42,10 @@ def test_strategy_and_step_follow_from_the_sizes(options, strategy, step):
 
 
 def test_one_device_is_a_plain_program():
-    assert layout_of().execution == ONE_PROGRAM
+    plain = dataclasses.replace(ONE_PROGRAM, platform=jax.devices()[0].platform)
+    assert layout_of().execution == plain
     assert layout_of().rows == ()
-    assert layout_of(data=8, step="jit").execution == ONE_PROGRAM
+    assert layout_of(data=8, step="jit").execution == plain
     assert layout_of(layers="wavefront", chunks=3).execution.batched
 
 
@@ -93,6 +96,14 @@ def test_exact_is_four_stages_by_two_and_its_vocabulary_lies_over_the_stages():
             {"stage": 4, "layers": "in_order"},
             r"`parallel\.layers` must be 'wavefront' with `parallel\.stage`=4 .* but is 'in_order' instead; set "
             r"`parallel\.step` to 'jit'",
+        ),
+        (
+            {"data": 8, "recurrence": "kernel", "step": "jit"},
+            r"`parallel\.step` must be 'shard_map' with `parallel\.recurrence` 'kernel' on 8 devices, but is 'jit'",
+        ),
+        (
+            {"data": 8, "recurrence": "kernel", "layers": "wavefront"},
+            r"`parallel\.layers` must be 'in_order' with `parallel\.recurrence` 'kernel' .* but is 'wavefront'",
         ),
         ({"stage": 3}, r"set config\.data\.rows_multiple to a multiple of 3"),
     ],

@@ -58,15 +58,15 @@ def find_kernels(cell: Cell, loop: Loop, runs: Sequence[Run], like: Array) -> Ke
     Where they are wanted and cannot, the log tells it once, and the loop runs.
     """
     if loop.kernel and loop.kernel not in MODULES:
-        _tell(loop.kernel, "there are none; they are for GPUs and TPUs")
+        _tell(loop.kernel, "there are none: they are for GPUs and TPUs")
     if loop.kernel not in MODULES:
         return None
     kernels = load(loop.kernel)
     weights = runs[0].weights
     if cell != LSTMCell() or weights.projection is not None:
-        reason: str | None = f"they are for the LSTM without projection, and this is {cell}"
+        reason: str | None = "they are for config.model.cell='lstm' with cells=0 and without layer_norm"
     elif loop.recompute or any(run.noise is not None for run in runs):
-        reason = "they neither make gates again nor have dropout between steps"
+        reason = "they have neither recompute_gates nor recurrent_dropout"
     else:
         reason = kernels.supported(like, weights.recurrent.astype(like.dtype))
     if reason is not None:
@@ -77,4 +77,5 @@ def find_kernels(cell: Cell, loop: Loop, runs: Sequence[Run], like: Array) -> Ke
 
 @functools.cache
 def _tell(platform: str, reason: str) -> None:
-    logging.getLogger(__name__).warning("a recurrent layer runs without its %s kernels: %s", platform, reason)
+    text = "config.parallel.recurrence='kernel': recurrent layers run by their loop, not by %s kernels, because %s"
+    logging.getLogger("seq2seq_jax").warning(text, platform, reason)

@@ -90,6 +90,8 @@ def supported(projected: Array, kernel: Array) -> str | None:
         return f"the width must be a multiple of {LANES}, but is {width}"
     if projected.shape[0] == 0 or projected.shape[1] == 0:
         return f"there must be a step and a row, but the input is {projected.shape}"
+    if (chip := jax.devices()[0].device_kind) == "TPU v4":
+        return f"they need {VMEM_BYTES / 2**20:.0f} MiB of VMEM, more than a {chip} has"
     if make_plan(projected.shape, projected.dtype) is None:
         size = 4 * width * width * kernel.dtype.itemsize / 2**20
         return f"a kernel of {size:.0f} MiB and the state do not fit into {VMEM_BYTES / 2**20:.0f} MiB of VMEM"

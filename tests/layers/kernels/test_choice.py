@@ -69,10 +69,10 @@ def test_kernels_run_both_directions_and_layers_without_gradients():
 @pytest.mark.parametrize(
     ("cell", "width", "loop", "reason"),
     [
-        (GRUCell(), H, Loop(kernel="tpu"), "LSTM without projection"),
-        (LSTMCell(peepholes=True), H, Loop(kernel="tpu"), "LSTM without projection"),
+        (GRUCell(), H, Loop(kernel="tpu"), "config.model.cell='lstm'"),
+        (LSTMCell(peepholes=True), H, Loop(kernel="tpu"), "config.model.cell='lstm'"),
         (LSTMCell(), 100, Loop(kernel="tpu"), "must be a multiple of 128, but is 100"),
-        (LSTMCell(), H, Loop(kernel="tpu", recompute=True), "make gates again"),
+        (LSTMCell(), H, Loop(kernel="tpu", recompute=True), "recompute_gates"),
         (LSTMCell(), H, Loop(kernel="cpu"), "there are none"),
     ],
     ids=["gru", "peepholes", "width", "recompute", "cpu"],
