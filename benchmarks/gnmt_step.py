@@ -14,7 +14,6 @@ times, because machines drift; the table has the minimum of each.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -37,40 +36,45 @@ SHARED = "current_step"  # the attention that all sides have
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--features", type=int, default=256, help="width of embeddings, layers and attention")
-    add("--layers", type=int, default=2, help="layers of the encoder, and of the decoder")
-    add("--vocab", type=int, default=8000, help="tokens on each side")
-    add("--rows", type=int, default=64, help="sentences in a batch")
-    add("--source", type=int, default=24, help="tokens of a source sentence")
-    add("--target", type=int, default=24, help="tokens of a target sentence")
-    add("--attention_from", choices=("current_step", "previous_step"), default="current_step")
+    parser = rounds.Parser(__doc__)
+    add, whole = parser.add_argument, rounds.read_whole
+    add("--features", type=whole, default=256, help="width of embeddings, layers and attention")
+    add("--layers", type=whole, default=2, help="layers of the encoder, and of the decoder")
+    add("--vocab", type=whole, default=8000, help="tokens on each side")
+    add("--rows", type=whole, default=64, help="sentences in a batch")
+    add("--source", type=whole, default=24, help="tokens of a source sentence")
+    add("--target", type=whole, default=24, help="tokens of a target sentence")
+    add("--attention_from", choices=(SHARED, "previous_step"), default=SHARED, help="the decoder's step that attends")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
-    add("--steps", type=int, default=10, help="measurements in each process")
-    add("--warm_up", type=int, default=2, help="steps after the first that are not measured")
-    add("--rounds", type=int, default=3, help="processes of each side")
-    add("--cores", type=int, default=0, help="keep each process to so many cores; 0 is all")
-    add("--json", help="also write the figures to this file")
-    add("--check", action="store_true", help="compare loss and gradients instead of time")
-    add("--sides", help="by commas; ours, plain (recurrent layers are lax.scan, differentiated by JAX), torch")
-    add("--profile", action="store_true", help="share the time of our step (--sides=plain: of that) by parts")
-    add("--profile_folder", help="also keep the trace here (for TensorBoard or xprof)")
-    add("--heaviest", type=int, default=0, help="with --profile: list so many instructions, too")
+    add("--steps", type=whole, default=10, help="measurements in each process")
+    add("--warm_up", type=rounds.read_count, default=2, help="steps after the first that are not measured")
+    add("--rounds", type=whole, default=3, help="processes of each side")
+    add("--cores", type=rounds.read_cores, default=0, help="keep each process to so many cores; 0 is all")
+    add("--json", type=rounds.read_output_file, help="also write the figures of time to this file")
+    add("--sides", help="of ours, plain (our step over lax.scan), torch, by commas (default: all that the rest allows)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--check", action="store_true", help="compare loss and gradients instead of time")
+    either.add_argument("--profile", action="store_true", help="share the time of our step (or --sides=plain) by parts")
+    add("--profile_folder", help="with --profile: also keep the trace here (for TensorBoard or xprof)")
+    add("--heaviest", type=rounds.read_count, default=0, help="with --profile: list so many instructions, too")
     add("--side", help=argparse.SUPPRESS)  # what a process of a round is told
     args = parser.parse_args(arguments)
-    args.sides = args.sides.split(",") if args.sides else list(SIDES if args.attention_from == SHARED else SIDES[:1])
-    if not set(args.sides) <= set(SIDES):
-        parser.error(f"--sides must be of {','.join(SIDES)}, but is {','.join(args.sides)}")
-    if args.attention_from != SHARED and args.sides != ["ours"]:
-        parser.error(f"--attention_from {args.attention_from} goes with --sides=ours alone: the peer has no such model")
-    for name in ("features", "layers", "vocab", "rows", "source", "target", "steps", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
+    alone = args.profile or args.attention_from != SHARED
+    args.sides = (SIDES[0] if alone else ",".join(SIDES)) if args.sides is None else args.sides
+    args.sides = [side.strip() for side in args.sides.split(",")]
+    for side in args.sides:
+        if side not in SIDES:
+            parser.error(f"--sides must be of {','.join(SIDES)}, but has {side!r}")
+    if args.attention_from != SHARED and (args.check or args.sides != ["ours"]):
+        parser.error("--attention_from=previous_step goes with --sides=ours, not with --check: no other side has it")
+    if args.profile and args.sides not in (["ours"], ["plain"]):
+        parser.error(f"--profile goes with --sides=ours or --sides=plain, but they are {','.join(args.sides)}")
+    if not args.profile and (args.heaviest or args.profile_folder):
+        parser.error("--heaviest and --profile_folder go with --profile: add it")
+    if args.vocab < 5:
+        parser.error(f"--vocab must be at least 5, because four tokens are special, but is {args.vocab}")
     if args.attention_from == SHARED and args.layers < 2:
-        parser.error(f"--layers must be at least 2 with --attention_from current_step, but is {args.layers}")
-    if args.check and args.attention_from != SHARED:
-        parser.error("--check needs --attention_from current_step: the peer has no other")
+        parser.error(f"--layers must be at least 2 with --attention_from={SHARED}, but is {args.layers}")
     return args
 
 
@@ -167,15 +171,6 @@ def sum_losses(model: GNMT, params: PyTree, batch: Batch, key: Array, step: Arra
             chunk=chunk,
         )
     return out.loss, {"loss": out.loss, "nll": out.nll, "weight": weights.sum()}
-
-
-def use_plain_scans() -> None:
-    """From here on the recurrent layers of this process are the baseline's scans."""
-    from plain_scan import scan_both, scan_layer
-
-    from seq2seq_jax.layers import recurrent
-
-    recurrent.recur, recurrent.recur_both = scan_layer, scan_both  # type: ignore[assignment]
 
 
 def build_step(args: argparse.Namespace) -> tuple[Any, PyTree, Batch, float]:
@@ -366,7 +361,9 @@ def measure_side(args: argparse.Namespace) -> dict[str, Any]:
     if args.side == "torch":
         return measure_torch(args)
     if args.side == "plain" or (args.side == PROFILE and args.sides == ["plain"]):
-        use_plain_scans()
+        import plain_scan
+
+        plain_scan.replace_loops()
     return profile_ours(args) if args.side == PROFILE else measure_ours(args)
 
 
@@ -391,9 +388,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(args), **found}, file, indent=1)
+    rounds.write_figures(args, found)
     return 0
 
 

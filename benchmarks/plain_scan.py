@@ -106,3 +106,10 @@ def scan_gru(projected: Array, recurrent_kernel: Array, candidate_bias: Array, *
 
     zeros = jnp.zeros_like(projected, jnp.float32, shape=(projected.shape[1], recurrent_kernel.shape[0]))
     return jax.lax.scan(step, zeros, projected, unroll=unroll)[1]
+
+
+def replace_loops() -> None:
+    """From here on the recurrent layers of this process are these scans."""
+    from seq2seq_jax.layers import recurrent
+
+    recurrent.recur, recurrent.recur_both = scan_layer, scan_both  # type: ignore[assignment]

@@ -13,7 +13,6 @@ its own, one after the other and several times, because machines drift; the tabl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,37 +27,54 @@ if TYPE_CHECKING:
     from recurrent_variants import Run, Sizes
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "cpu": {"layers": 2, "features": 256, "length": 50, "rows": "32", "dtype": "float32", "rounds": 1},
-    "translation": {"layers": 8, "features": 1024, "length": 50, "rows": "128,512", "dtype": "bfloat16"},
-    "speech": {"layers": 1, "features": 256, "length": 1600, "rows": "32", "dtype": "bfloat16"},
-    "check": {"layers": 2, "features": 16, "length": 5, "rows": "3", "dtype": "float32"},
+    "cpu": {"layers": 2, "features": 256, "length": 50, "rows": [32], "dtype": "float32", "rounds": 1},
+    "translation": {"layers": 8, "features": 1024, "length": 50, "rows": [128, 512], "dtype": "bfloat16"},
+    "speech": {"layers": 1, "features": 256, "length": 1600, "rows": [32], "dtype": "bfloat16"},
+    "check": {"layers": 2, "features": 16, "length": 5, "rows": [3], "dtype": "float32"},
 }
 DEFAULTS = {"rounds": 3, "steps": 10}
 CHECK_TOLERANCE = 1e-4
-DEVICE = "device"  # the side that tells what the device is and can do
+DEVICE, FIT = "device", "fit"  # processes that are no side: what the device can do, and which variants it can run
 LAYER_NORM_EPSILON = 1e-6
+
+
+class Parser(rounds.Parser):
+    """The command line; its help ends with the presets and the variants."""
+
+    def format_help(self) -> str:
+        """The help. The names of the variants need jax, which nothing else here does."""
+        from recurrent_variants import VARIANTS
+
+        lines = ["presets, for what is not given:"]
+        for name, preset in PRESETS.items():
+            sizes = (f"{key} {','.join(map(str, v)) if key == 'rows' else v}" for key, v in (DEFAULTS | preset).items())
+            lines.append(f"  {f'({name})' if name == 'check' else name:<13}{', '.join(sizes)}")
+        lines += ["  (check) is what --check takes without --preset", "", "variants:", *(f"  {n}" for n in VARIANTS)]
+        self.epilog = "\n".join(lines)
+        return super().format_help()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line; what it leaves open is that of the preset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser = Parser(__doc__)
+    add, whole = parser.add_argument, rounds.read_whole
     add("--preset", choices=[name for name in PRESETS if name != "check"], default="cpu", help="sizes, if not given")
-    add("--layers", type=int, help="L")
-    add("--features", type=int, help="H, width of the input and of every layer")
-    add("--length", type=int, help="T, time steps")
-    add("--rows", help="B, rows of the batch; several by commas give a table each")
+    add("--layers", type=whole, help="L (default: the preset's)")
+    add("--features", type=whole, help="H, width of the input and of every layer (default: the preset's)")
+    add("--length", type=whole, help="T, time steps (default: the preset's)")
+    add("--rows", type=rounds.read_wholes, help="B, rows; several by commas give a table each (default: the preset's)")
     add("--projection", type=int, default=0, help="P, width of projected outputs; 0 is half of --features")
-    add("--chunk", type=int, default=1, help="time steps in a chunk of the wavefront")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the products; states are float32 (ours)")
-    add("--peer_dtype", choices=("float32", "bfloat16", "float16"), help="of the peer, where it is not that of ours")
-    add("--variants", default="", help="names of the table, by semicolons; all that this device can run if not given")
+    add("--chunk", type=whole, default=1, help="time steps in a chunk of the wavefront")
+    dtypes = ("float32", "bfloat16")
+    add("--dtype", choices=dtypes, help="of the products; states are float32 (ours) (default: the preset's)")
+    add("--peer_dtype", choices=(*dtypes, "float16"), help="of the peer (default: that of --dtype)")
+    add("--variants", help="names of those below, by semicolons (default: all that this device can run)")
     add("--alone", action="store_true", help="leave PyTorch out: ratios are then to the first variant")
-    add("--steps", type=int, help="measurements in each process")
-    add("--warm_up", type=int, default=2, help="calls after the first that are not measured")
-    add("--rounds", type=int, help="processes of each variant")
-    add("--cores", type=int, default=0, help="keep each process to so many cores; 0 is all")
-    add("--json", help="also write the figures to this file")
+    add("--steps", type=whole, help="measurements in each process (default: the preset's)")
+    add("--warm_up", type=rounds.read_count, default=2, help="calls after the first that are not measured")
+    add("--rounds", type=whole, help="processes of each variant (default: the preset's)")
+    add("--cores", type=rounds.read_cores, default=0, help="keep each process to so many cores; 0 is all")
+    add("--json", type=rounds.read_output_file, help="also write the figures of time to this file")
     add("--check", action="store_true", help="compare values and gradients, not time; small unless sizes are given")
     add("--side", help=argparse.SUPPRESS)  # what a process of a round is told
     args = parser.parse_args(arguments)
@@ -66,18 +82,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, value in preset.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    try:
-        args.rows = [int(rows) for rows in args.rows.split(",")]
-    except ValueError:
-        parser.error(f"--rows must be whole numbers by commas, but is {args.rows!r}")
-    args.projection = args.projection or max(1, args.features // 2)
-    for name in ("layers", "features", "length", "chunk", "steps", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
-    if min(args.rows) < 1:
-        parser.error(f"--rows must be at least 1, but are {args.rows}")
-    if not 0 < args.projection < args.features:
-        parser.error(f"--projection must be less than --features={args.features}, but is {args.projection}")
+    if args.features < 2:
+        parser.error(f"--features must be at least 2, so that outputs can be projected, but is {args.features}")
+    if not 0 <= args.projection < args.features:
+        rule = f"between 1 and {args.features - 1} (--features - 1), or 0 for half of --features"
+        parser.error(f"--projection must be {rule}, but is {args.projection}")
+    args.projection = args.projection or args.features // 2
     return args
 
 
@@ -119,10 +129,10 @@ def measure_variant(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Times one of JAX's ways, or says why not here."""
     import jax
     import jax.numpy as jnp
-    from recurrent_variants import VARIANTS, make_weights, prepare
+    from recurrent_variants import VARIANTS, draw_weights, prepare
 
     variant, sizes = VARIANTS[name], read_sizes(args, args.rows[0])
-    own = make_weights(variant.kind, sizes)
+    own = draw_weights(variant.kind, sizes)
     x, cotangent = (jnp.asarray(array, args.dtype) for array in make_arrays(sizes, count_outputs(own)))
     weights = jax.device_put(own)
     try:
@@ -147,14 +157,27 @@ def measure_variant(args: argparse.Namespace, name: str) -> dict[str, Any]:
 def measure_peer(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Times one of PyTorch's modules."""
     import recurrent_torch
-    from recurrent_variants import PEERS, make_weights
+    from recurrent_variants import PEERS, draw_weights
 
     sizes = read_sizes(args, args.rows[0])
-    weights = make_weights(PEERS[name], sizes)
+    weights = draw_weights(PEERS[name], sizes)
     x, cotangent = make_arrays(sizes, count_outputs(weights))
     return recurrent_torch.measure(
         name, weights, x, cotangent, dtype=args.peer_dtype or args.dtype, steps=args.steps, warm_up=args.warm_up
     )
+
+
+def find_misfits(args: argparse.Namespace) -> dict[str, str]:
+    """The chosen variants that this device or these sizes are not for, and why."""
+    from recurrent_variants import VARIANTS
+
+    misfits = {}
+    for name in choose_variants(args):
+        try:
+            VARIANTS[name].build(read_sizes(args, args.rows[0]))
+        except UserError as error:
+            misfits[name] = str(error)
+    return misfits
 
 
 def measure_side(args: argparse.Namespace) -> dict[str, Any]:
@@ -162,6 +185,8 @@ def measure_side(args: argparse.Namespace) -> dict[str, Any]:
     rounds.keep_to_cores(args.cores)
     if args.side == DEVICE:
         return rounds.measure_device(args.dtype)
+    if args.side == FIT:
+        return {"misfits": find_misfits(args)}
     return measure_peer(args, args.side) if args.side.startswith("torch") else measure_variant(args, args.side)
 
 
@@ -176,11 +201,22 @@ def choose_variants(args: argparse.Namespace) -> list[str]:
     """
     from recurrent_variants import VARIANTS
 
-    names = [name.strip() for name in args.variants.split(";") if name.strip()] or list(VARIANTS)
+    if args.variants is None:
+        return list(VARIANTS)
+    names = [name.strip() for name in args.variants.split(";")]
     for name in names:
         if name not in VARIANTS:
             raise UserError(f"--variants must be of {'; '.join(VARIANTS)}, but has {name!r}")
     return names
+
+
+def require_fit(args: argparse.Namespace) -> None:
+    """Raises UserError where none of the variants that are named can run here."""
+    if args.variants is not None:  # a process of its own, because this one never holds a device
+        misfits = rounds.run_side(FIT, cores=args.cores)["misfits"]
+        if set(misfits) == set(choose_variants(args)):
+            why = "; ".join(f"{name!r}: {reason}" for name, reason in misfits.items())
+            raise UserError(f"--variants must have one that this device and these sizes are for, but {why}")
 
 
 def measure_rows(args: argparse.Namespace, names: list[str], rows: int) -> dict[str, Any]:
@@ -250,7 +286,7 @@ def run_check(args: argparse.Namespace) -> bool:
     import jax
     import recurrent_torch
     import torch
-    from recurrent_variants import PEERS, VARIANTS, make_weights, prepare
+    from recurrent_variants import PEERS, VARIANTS, draw_weights, prepare
 
     torch.set_num_threads(1)  # it is small, and on a busy machine threads that wait for each other take for ever
     sizes = read_sizes(args, args.rows[0])
@@ -258,7 +294,7 @@ def run_check(args: argparse.Namespace) -> bool:
     print(f"{'relative differences':<28}{'outputs':>10}{'input':>10}{'weights':>10}  compared with")
     for name in choose_variants(args):
         variant = VARIANTS[name]
-        weights = make_weights(variant.kind, sizes)
+        weights = draw_weights(variant.kind, sizes)
         x, cotangent = make_arrays(sizes, count_outputs(weights))
         try:
             run = prepare(variant, sizes, weights, x)
@@ -290,6 +326,7 @@ def main() -> int:
         names = choose_variants(args)
         if not args.alone:
             rounds.require_torch("recurrent.py", "run ours alone with --alone")
+        require_fit(args)
         if args.check:
             return 0 if run_check(args) else 1
         rounds.warn_if_busy()
@@ -300,9 +337,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"arguments": vars(args), "tables": tables}, file, indent=1)
+    rounds.write_figures(args, {"tables": tables})
     return 0
 
 

@@ -3,7 +3,7 @@
 Also the same layers, and those that PyTorch has not, written down from their equations in float64 and differentiated
 by PyTorch: what `--check` compares every variant with.
 
-Weights come as nested dictionaries of numpy arrays, see `recurrent_variants.make_weights`.
+Weights come as nested dictionaries of numpy arrays, see `recurrent_variants.draw_weights`.
 """
 
 from __future__ import annotations

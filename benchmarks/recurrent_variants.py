@@ -80,7 +80,7 @@ def prepare(variant: Variant, sizes: Sizes, weights: PyTree, x: Array) -> Run:
 # --- weights --------------------------------------------------------------------------------------
 
 
-def make_weights(kind: str, sizes: Sizes, seed: int = 0) -> list[dict[str, dict[str, np.ndarray]]]:
+def draw_weights(kind: str, sizes: Sizes, seed: int = 0) -> list[dict[str, dict[str, np.ndarray]]]:
     """Random weights of a kind of layer, see `Variant.kind`."""
     generator = np.random.default_rng(seed)
     width = sizes.features
@@ -118,7 +118,7 @@ def count_flops(kind: str, sizes: Sizes) -> float:
     kernels = ("input_kernel", "recurrent_kernel", "projection_kernel")
     numbers = sum(
         int(arrays[name].size)
-        for layer in make_weights(kind, one)
+        for layer in draw_weights(kind, one)
         for arrays in layer.values()
         for name in kernels
         if name in arrays
@@ -129,7 +129,7 @@ def count_flops(kind: str, sizes: Sizes) -> float:
 # --- the baselines --------------------------------------------------------------------------------
 
 
-def project(w: PyTree, x: Array) -> Array:
+def multiply_inputs(w: PyTree, x: Array) -> Array:
     """The input products of all steps with the bias, `[T, B, Z]`."""
     z = jnp.einsum("tbd,dz->tbz", x, w["input_kernel"].astype(x.dtype), preferred_element_type=jnp.float32)
     return (z + w["bias"]).astype(x.dtype)
@@ -141,7 +141,7 @@ def build_scan(sizes: Sizes, *, unroll: int = 1) -> Run:
     def run(weights: PyTree, x: Array) -> Array:
         for layer in weights:
             w = layer["forward"]
-            outputs, _ = scan_lstm(project(w, x), w["recurrent_kernel"].astype(x.dtype), unroll=unroll)
+            outputs, _ = scan_lstm(multiply_inputs(w, x), w["recurrent_kernel"].astype(x.dtype), unroll=unroll)
             x = outputs.astype(x.dtype)
         return x
 
@@ -154,7 +154,7 @@ def build_scan_gru(sizes: Sizes) -> Run:
     def run(weights: PyTree, x: Array) -> Array:
         for layer in weights:
             w = layer["forward"]
-            outputs = scan_gru(project(w, x), w["recurrent_kernel"].astype(x.dtype), w["candidate_bias"])
+            outputs = scan_gru(multiply_inputs(w, x), w["recurrent_kernel"].astype(x.dtype), w["candidate_bias"])
             x = outputs.astype(x.dtype)
         return x
 
@@ -185,7 +185,7 @@ def build_flax(sizes: Sizes) -> Run:
 # --- ours -----------------------------------------------------------------------------------------
 
 
-def make_kind(kind: str, sizes: Sizes, dtype: jnp.dtype, loop: Loop) -> LayerKind:
+def describe_layer(kind: str, sizes: Sizes, dtype: jnp.dtype, loop: Loop) -> LayerKind:
     """A layer of ours."""
     projected = "projection" in kind
     return LayerKind(
@@ -206,7 +206,7 @@ def build_ours(
         raise UserError("on this device that is what ours is anyway")
 
     def run(weights: PyTree, x: Array) -> Array:
-        layer = make_kind(kind, sizes, x.dtype, loop)
+        layer = describe_layer(kind, sizes, x.dtype, loop)
         for each in weights:
             own = each["forward"]
             x, _ = run_layer(layer, own, [x], None, noise=own.get("noise"))
@@ -220,7 +220,7 @@ def build_both(sizes: Sizes, *, both_at_once: bool) -> Run:
 
     def run(weights: PyTree, x: Array) -> Array:
         loop = dataclasses.replace(choose_loop(jax.default_backend()), both_at_once=both_at_once)
-        layer = make_kind("bidirectional", sizes, x.dtype, loop)
+        layer = describe_layer("bidirectional", sizes, x.dtype, loop)
         for each in weights:
             x = run_both(layer, each["forward"], each["backward"], x, None)
         return x
@@ -242,7 +242,7 @@ def build_wavefront(sizes: Sizes) -> Run:
     chunks = -(-sizes.length // sizes.chunk)
 
     def run(weights: PyTree, x: Array) -> Array:
-        kind = make_kind("lstm", sizes, x.dtype, choose_loop(jax.default_backend()))
+        kind = describe_layer("lstm", sizes, x.dtype, choose_loop(jax.default_backend()))
 
         def layer(own: PyTree, n: Any, state: Any, x: Array, mask: Array) -> tuple[Any, Array]:
             y, state = run_layer(kind, own, [x], mask, initial=state)

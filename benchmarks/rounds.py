@@ -1,4 +1,4 @@
-"""Processes of several sides in turn, what they measure, and what a device could do: shared by the benchmarks.
+"""A command line, processes of several sides in turn, what they measure, what a device could do: for the benchmarks.
 
 Machines drift. So every side runs in processes of its own, one after the other and several times (a round is one
 process of each), and minima are compared. A process is this script again with `--side NAME`; its last line on
@@ -8,20 +8,101 @@ the others never holds a device.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.errors import EXIT_USER, UserError
 
 BLOCK = 10
 """Calls that are waited for together on an accelerator: what launching costs is hidden there, as it is in training."""
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and the default of every argument that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose help shows defaults and whose errors are one line."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=Formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with the message, without the usage."""
+        self.exit(EXIT_USER, f"error: {message.removeprefix('argument ')}\n")
+
+
+def read_whole(text: str, least: int = 1) -> int:
+    """An argument that is a whole number of at least `least`."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, but is {text!r}")
+    return number
+
+
+def read_count(text: str) -> int:
+    """An argument that is a whole number of at least 0."""
+    return read_whole(text, 0)
+
+
+def read_wholes(text: str) -> list[int]:
+    """An argument that is whole numbers of at least 1 by commas."""
+    try:
+        return [read_whole(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        rule = "must be whole numbers of at least 1, by commas if several (8 or 8,64)"
+        raise argparse.ArgumentTypeError(f"{rule}, but is {text!r}") from None
+
+
+def read_seconds(text: str) -> float:
+    """An argument that is a time."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, such as 0.5, but is {text!r}")
+    return seconds
+
+
+def read_cores(text: str) -> int:
+    """An argument that is a number of cores: at most those that this process may use, or 0 for all."""
+    cores, usable = read_whole(text, 0), len(os.sched_getaffinity(0))
+    if cores > usable:
+        raise argparse.ArgumentTypeError(f"must be at most {usable}, the cores there are, or 0 for all, but is {cores}")
+    return cores
+
+
+def read_output_file(text: str) -> str:
+    """An argument that is a file to write when all is measured."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, but {text!r} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, but is {text!r}: make {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be a file that can be written, but is {text!r}: choose another place")
+    return text
 
 
 # --- the process that starts the others -----------------------------------------------------------
@@ -208,3 +289,9 @@ def format_rate(flops: float) -> str:
 def format_cell(value: Any, digits: int = 0) -> str:
     """A number of a table; "-" where there is none."""
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def write_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Writes the arguments and the figures to the file of --json, if there is one."""
+    if args.json:
+        Path(args.json).write_text(json.dumps({"arguments": vars(args), **figures}, indent=1), encoding="utf-8")
