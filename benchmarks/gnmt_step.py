@@ -51,7 +51,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=whole, default=3, help="processes of each side")
     add("--cores", type=rounds.read_cores, default=0, help="keep each process to so many cores; 0 is all")
     add("--json", type=rounds.read_output_file, help="also write the figures of time to this file")
-    add("--sides", help="of ours, plain (our step over lax.scan), torch, by commas (default: all that the rest allows)")
+    add("--sides", help="by commas; ours, plain (recurrent layers are lax.scan, differentiated by JAX), torch "
+        "(default: all, but ours alone with --profile or --attention_from=previous_step)")  # fmt: skip
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--check", action="store_true", help="compare loss and gradients instead of time")
     either.add_argument("--profile", action="store_true", help="share the time of our step (or --sides=plain) by parts")

@@ -42,14 +42,14 @@ class Parser(rounds.Parser):
     """The command line; its help ends with the presets and the variants."""
 
     def format_help(self) -> str:
-        """The help. The names of the variants need jax, which nothing else here does."""
+        """The help; jax is imported for it, which reading a command line does without."""
         from recurrent_variants import VARIANTS
 
         lines = ["presets, for what is not given:"]
         for name, preset in PRESETS.items():
             sizes = (f"{key} {','.join(map(str, v)) if key == 'rows' else v}" for key, v in (DEFAULTS | preset).items())
             lines.append(f"  {f'({name})' if name == 'check' else name:<13}{', '.join(sizes)}")
-        lines += ["  (check) is what --check takes without --preset", "", "variants:", *(f"  {n}" for n in VARIANTS)]
+        lines += ["  (check) is for --check without --preset", "", "variants:", *(f"  {name}" for name in VARIANTS)]
         self.epilog = "\n".join(lines)
         return super().format_help()
 

@@ -104,9 +104,11 @@ def as_float(tree: PyTree) -> Any:
 
 
 def sum_products(a: Array, d: Array) -> Array:
-    """The gradient `[j, k]` float32 of a kernel that meets `[T, B, j]`, whose products' cotangents are `[T, B, k]`."""
-    rows, cotangents = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])  # else XLA turns large copies around
-    return jnp.einsum("nj,nk->jk", rows.astype(d.dtype), cotangents, preferred_element_type=jnp.float32)
+    """The gradient `[j, k]` float32 of a kernel that meets `[..., j]`, whose products' cotangents are `[..., k]`.
+
+    Axes are not merged first: rows that the compiler has spread over devices would be gathered for it.
+    """
+    return jnp.einsum("...j,...k->jk", a.astype(d.dtype), d, preferred_element_type=jnp.float32)
 
 
 def zero_state(cell: Cell, weights: Weights, like: Array) -> State:

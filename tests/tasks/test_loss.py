@@ -130,4 +130,6 @@ def test_a_split_vocabulary_draws_the_same():
 def test_without_own_tokens_no_draw_is_made():
     loss = make_loss(train(dropout=0.0).model, label_smoothing=0.0, chunk=512)
     given = start(), make_batch(), jax.random.key(0), jnp.int32(5)
-    assert "cond" not in str(jax.make_jaxpr(loss)(*given))
+    drawing = make_loss(train(dropout=0.0).model, label_smoothing=0.0, chunk=512, own_tokens=OwnTokens(0.7, 0, 1, 1))
+    draws = ["random_bits" in str(jax.make_jaxpr(each)(*given)) for each in (loss, drawing)]
+    assert draws == [False, True]
