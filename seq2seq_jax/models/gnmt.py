@@ -116,8 +116,6 @@ class GNMTConfig:
                 "`decoder_layers` must be at least 2 with `attention_from` 'current_step', whose bottom layer has no "
                 f"context, but is {self.decoder_layers} instead."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
         check_layers(self)
         if self.layer_norm and self.attention_from == "previous_step":
             raise ValueError(

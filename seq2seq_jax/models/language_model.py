@@ -69,8 +69,6 @@ class LanguageModelConfig:
             raise ValueError(
                 f"`share_embeddings` must be 'none' or 'target', but is {self.share_embeddings!r} instead."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
         check_layers(self)
 
 

@@ -21,6 +21,7 @@ class RecurrentConfig(Protocol):
         cell: "lstm", "lstm_peephole" or "gru".
         cells: width of a cell, whose output is projected to `features`; 0: as wide, without a projection.
         layer_norm: layer normalisation inside the cell.
+        dropout: rate on what is not recurrent.
         recurrent_dropout: rate on a layer's output on its way to its next step.
         init_scale: see `seq2seq_jax.layers.initializers`.
         dtype: dtype of the products.
@@ -35,6 +36,8 @@ class RecurrentConfig(Protocol):
     @property
     def layer_norm(self) -> bool: ...
     @property
+    def dropout(self) -> float: ...
+    @property
     def recurrent_dropout(self) -> float: ...
     @property
     def init_scale(self) -> float: ...
@@ -45,8 +48,9 @@ class RecurrentConfig(Protocol):
 def check_layers(config: RecurrentConfig) -> None:
     """Raises ValueError where the fields contradict each other."""
     make_cell(config.cell, layer_norm=config.layer_norm, features=config.features, inner=config.cells)
-    if not 0.0 <= config.recurrent_dropout < 1.0:
-        raise ValueError(f"`recurrent_dropout` must be in [0, 1), but is {config.recurrent_dropout} instead.")
+    for name, rate in (("dropout", config.dropout), ("recurrent_dropout", config.recurrent_dropout)):
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"`{name}` must be in [0, 1), but is {rate} instead.")
 
 
 def make_kind(config: RecurrentConfig, execution: Execution) -> LayerKind:

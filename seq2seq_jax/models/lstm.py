@@ -65,8 +65,6 @@ class LSTMConfig:
         for name in ("features", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)} instead.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"`dropout` must be in [0, 1), but is {self.dropout} instead.")
         check_layers(self)
 
 
