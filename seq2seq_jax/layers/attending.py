@@ -5,10 +5,11 @@
     query ► attention ► context a ► (*) ► + ► cell      x' = x + (a * noise) C
                                      x ──►┘             p  = h U
 
-Step t asks with the output of step t - 1 (Wu et al. 2016, 1609.08144, equation 4), so that attention and layer
-cannot be taken apart over time. The loop of the backward pass carries the cotangents of the state, of the keys and,
-apart by rows, of v; it makes the attention's hidden layer again. The gradients of all kernels and of the values are
-single products after it, where `grad(lax.scan)` would add to each of them at every step.
+Step t asks with the output of step t - 1 (Bahdanau et al. 2015, 1409.0473, section 3.1; Wu et al. 2016, 1609.08144,
+equation 4), so that attention and layer cannot be taken apart over time. The loop of the backward pass carries the
+cotangents of the state and, of additive attention, those of the keys and, apart by rows, of v; it makes the hidden
+layer again. The gradients of all kernels and of the values are single products after it, where `grad(lax.scan)` would
+add to each of them at every step.
 
 Everything is time-major, `[T, B, ...]`. States are float32; products are made in the dtype of the inputs.
 """
@@ -33,10 +34,10 @@ from seq2seq_jax.layers.sweep import read, sweep
 
 @struct.dataclass
 class Asking:
-    """The weights between a layer and its attention, float32."""
+    """The weights between a layer and its attention, float32; without `query` and `v` a score is a product `h . k`."""
 
-    query: Array  # [P, A]
-    v: Array  # [A]
+    query: Array | None  # [P, A]
+    v: Array | None  # [A]
     context: Array  # [D, Z]: the rows of the layer's input kernel that meet the context
 
 
@@ -44,7 +45,7 @@ class Asking:
 class Attended:
     """What is attended to."""
 
-    keys: Array  # [B, S, A], projected
+    keys: Array  # [B, S, A], projected; A = P where a score is a product
     values: Array  # [B, S, D]
     mask: Array  # [B, S], True where real
 
@@ -56,11 +57,12 @@ def recur_attending(
     asking: Asking,
     attended: Attended,
     *,
+    initial: State | None = None,
     noise: Float[Array, "B P"] | None = None,
     context_noise: Float[Array, "T B D"] | None = None,
     loop: Loop = PLAIN_LOOP,
 ) -> tuple[Float[Array, "T B P"], Float[Array, "T B D"], Float[Array, "T B S"]]:
-    """Runs a layer from zeros over the whole target, its last output asking for the context that it reads.
+    """Runs a layer over the whole target, its last output asking for the context that it reads.
 
     Args:
         cell: the equations of a step; its input's part must be a plain sum (no `cell.normalise`).
@@ -68,6 +70,7 @@ def recur_attending(
         weights: of the layer, float32.
         asking: kernels of query and context, and v, float32.
         attended: keys, values and their mask.
+        initial: state before the first step, whose output asks first; `[B, width]` float32 each; None is zeros.
         noise: `[B, P]`, factors of the output on its way to the next step of the layer, though not to the attention;
             they get no gradient.
         context_noise: `[T, B, D]`, factors of the contexts that the layer itself reads; they get no gradient.
@@ -77,7 +80,7 @@ def recur_attending(
         Outputs `[T, B, P]` and contexts without noise `[T, B, D]`, in the dtype of the inputs, and the attention's
         weights `[T, B, S]` float32. Padding comes last: no step has a mask.
     """
-    fixed = _Fixed(weights, asking, attended.keys, attended.values, noise, context_noise)
+    fixed = _Fixed(weights, asking, attended.keys, attended.values, noise, context_noise, initial)
     return _recur(cell, loop.unroll, projected, fixed, attended.mask)
 
 
@@ -91,6 +94,7 @@ class _Fixed:
     values: Array
     noise: Array | None
     context_noise: Array | None
+    initial: State | None
 
     def cast(self, dtype: jnp.dtype) -> _Fixed:
         """All that products are made of in one dtype; vectors stay float32."""
@@ -98,12 +102,17 @@ class _Fixed:
         projection = None if own.projection is None else own.projection.astype(dtype)
         return _Fixed(
             Weights(own.recurrent.astype(dtype), projection, own.vectors, own.bias),
-            Asking(asking.query.astype(dtype), asking.v.astype(dtype), asking.context.astype(dtype)),
+            jax.tree.map(lambda a: a.astype(dtype), asking),
             self.keys,
             self.values.astype(dtype),
             self.noise,
             self.context_noise,
+            self.initial,
         )
+
+    def first_state(self, cell: Cell, like: Array) -> State:
+        """The state before the first step, float32."""
+        return zero_state(cell, self.weights, like) if self.initial is None else as_float(self.initial)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -119,8 +128,9 @@ def _recur_fwd(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: A
 
 def _recur_bwd(cell: Cell, unroll: int, kept: tuple[_Fixed, _Tape], cotangents: tuple[Array, Array, Array]) -> Any:
     fixed, tape = kept
-    back, *sums = _backward(cell, unroll, fixed, tape, cotangents)
-    return back.dx, _gradients(cell, fixed, tape, back, sums, cotangents[1]), None
+    back, d_first, sums = _backward(cell, unroll, fixed, tape, cotangents)
+    d_fixed = _gradients(cell, fixed, tape, back, sums, cotangents[1])
+    return back.dx, d_fixed.replace(initial=None if fixed.initial is None else d_first), None
 
 
 _recur.defvjp(_recur_fwd, _recur_bwd)
@@ -143,7 +153,8 @@ class _Back:
 
     dx: Array  # [T, B, Z], cotangents of the input's part of the pre-activations
     dh: Array | None  # [T, B, P], those of the outputs, where there is a projection
-    d_query: Array  # [T, B, A]
+    d_query: Array | None  # [T, B, A], where a query is projected
+    d_scores: Array | None  # [T, B, S], where a score is a product
     d_read: Array  # [T, B, D], of the contexts with their noise
     kept: Saved  # of the cell
 
@@ -152,9 +163,20 @@ def _times(a: Array, noise: Array | None) -> Array:
     return a if noise is None else a * noise.astype(a.dtype)
 
 
-def _before(after: State) -> State:
+def _before(after: State, first: State) -> State:
     """What each step started from, `[T, B, H]` each."""
-    return jax.tree.map(lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]), after)
+    return tuple(jnp.concatenate([b[None].astype(a.dtype), a[:-1]]) for a, b in zip(after, first, strict=True))
+
+
+def _make_queries(h: Array, asking: Asking, dtype: jnp.dtype) -> Array:
+    return h.astype(dtype) if asking.query is None else multiply(h, asking.query).astype(dtype)
+
+
+def _score(queries: Array, keys: Array, v: Array | None) -> Array:
+    """Scores `[B, S]` float32 of a query `[B, A]` for each row."""
+    if v is None:
+        return jnp.einsum("ba,bsa->bs", queries, keys, preferred_element_type=jnp.float32)
+    return make_scores(queries[:, None], keys, v)[:, 0]
 
 
 def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Array, *, keep: bool) -> _Tape:
@@ -164,8 +186,7 @@ def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Arr
 
     def step(n: Array, at: Sequence[Array], state: State, z: Array) -> tuple[State, _Tape]:
         h, factor = state[-1], read([own.context_noise], at)
-        queries = multiply(h, asking.query).astype(dtype)[:, None]
-        attention = masked_softmax(make_scores(queries, own.keys, asking.v)[:, 0], mask)
+        attention = masked_softmax(_score(_make_queries(h, asking, dtype), own.keys, asking.v), mask)
         context = jnp.einsum("bs,bsd->bd", attention.astype(dtype), own.values)
         x = add_bias(z, weights.bias) + multiply(_times(context, factor), asking.context)
         new, saved = cell.forward(x, multiply(_times(h, own.noise), weights.recurrent), state, weights.vectors)
@@ -176,7 +197,7 @@ def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Arr
 
     _, (tape,) = sweep(
         step,
-        zero_state(cell, weights, projected),
+        own.first_state(cell, projected),
         length=projected.shape[0],
         turned=[False],
         unroll=unroll,
@@ -188,32 +209,32 @@ def _forward(cell: Cell, unroll: int, projected: Array, fixed: _Fixed, mask: Arr
 
 def _backward(
     cell: Cell, unroll: int, fixed: _Fixed, tape: _Tape, cotangents: tuple[Array, Array, Array]
-) -> tuple[_Back, Array, Array]:
-    """The loop back; and the sums that it carries, float32: of the keys (still to be multiplied by v), of v by rows."""
+) -> tuple[_Back, State, tuple[Array, ...]]:
+    """The loop back; the cotangent of the first state; and the sums that it carries of additive attention.
+
+    They are float32: of the keys (still to be multiplied by v), and of v by rows.
+    """
     like, dtype, own = tape.outputs, tape.outputs.dtype, fixed.cast(tape.outputs.dtype)
     weights, asking = own.weights, own.asking
-    from_query, from_p, from_x = asking.query.T, weights.recurrent.T, asking.context.T
-    v = asking.v.astype(jnp.float32)
-    states = (*tape.states, tape.outputs)
-    queries = multiply(tape.outputs, asking.query).astype(dtype)  # what each output asks at the step after it
+    from_p, from_x = weights.recurrent.T, asking.context.T
+    states, first = (*tape.states, tape.outputs), own.first_state(cell, like)
+    first = (*first[:-1], first[-1].astype(dtype))
+    queries = _make_queries(tape.outputs, asking, dtype)  # what each output asks at the step after it
+    first_query = _make_queries(first[-1], asking, dtype)
 
-    def ask_back(
-        at: Sequence[Array], dx: Array, attention: Array, query: Array
-    ) -> tuple[Array, tuple[Array, Array, Array]]:
-        """Through the context: its cotangent with noise; and those of query (times v), keys and v."""
+    def ask_back(at: Sequence[Array], dx: Array, attention: Array, query: Array) -> tuple[Array, _Asked]:
+        """Through the context: its cotangent with noise, and what is further back."""
         d_read = multiply(dx, from_x).astype(dtype)
         factor, d_context, d_weights = read([(own.context_noise, *cotangents[1:])], at)
         d_context += _times(d_read, factor)
         d_weights += jnp.einsum("bd,bsd->bs", d_context, own.values, preferred_element_type=jnp.float32)
-        d_scores = softmax_gradient(attention, d_weights)
-        d_query, d_keys, d_v = score_gradients(query[:, None], own.keys, d_scores[:, None])
-        return d_read, ((d_query[:, 0] * v).astype(dtype), d_keys, d_v)
+        return d_read, _ask_back(asking, own.keys, query, softmax_gradient(attention, d_weights))
 
-    def step(n: Array, at: Sequence[Array], carry: tuple[State, Array, Array], x: None) -> tuple[Any, _Back]:
-        d_state, *sums = carry
+    def step(n: Array, at: Sequence[Array], carry: tuple[State, tuple[Array, ...]], x: None) -> tuple[Any, _Back]:
+        d_state, sums = carry
         saved, after, attention, d_output = as_float(read([(tape.saved, states, tape.weights, cotangents[0])], at))
         earlier = read([(states, queries)], [jnp.maximum(at[0] - 1, 0)])
-        before, query = jax.tree.map(lambda a: jnp.where(at[0] == 0, jnp.zeros_like(a), a), earlier)
+        before, query = jax.tree.map(lambda a, b: jnp.where(at[0] == 0, b, a), earlier, (first, first_query))
         d_state, dh = (*d_state[:-1], d_state[-1] + d_output), None
         if weights.projection is not None:
             dh = d_state[-1].astype(dtype)
@@ -221,40 +242,65 @@ def _backward(
         dx, d_before, kept = cell.backward(saved, as_float(before), after, d_state, weights.vectors)
         dx = dx.astype(dtype)
         dp = cell.through(saved, dx.astype(jnp.float32), weights.vectors)
-        d_read, (d_query, *terms) = ask_back(at, dx, attention, query)
-        d_h = _times(multiply(dp, from_p), own.noise) + multiply(d_query, from_query)
+        d_read, asked = ask_back(at, dx, attention, query)
+        d_h = _times(multiply(dp, from_p), own.noise) + asked.d_h
         d_h = d_h if weights.projection is not None else d_h + d_before[-1]  # else the cell's own h is no output
-        new = (*d_before[:-1], d_h), sums[0] + terms[0], sums[1] + terms[1]
-        return new, _Back(dx, dh, d_query, d_read, kept)
+        new = (*d_before[:-1], d_h), tuple(a + b for a, b in zip(sums, asked.terms, strict=True))
+        return new, _Back(dx, dh, asked.d_query, asked.d_scores, d_read, kept)
 
-    shapes = own.keys.shape, own.keys[:, 0].shape
-    start = (zero_state(cell, weights, like), *(jnp.zeros_like(like, jnp.float32, shape=shape) for shape in shapes))
+    shapes = () if asking.v is None else (own.keys.shape, own.keys[:, 0].shape)
+    start = zero_state(cell, weights, like), tuple(jnp.zeros_like(like, jnp.float32, shape=shape) for shape in shapes)
     carry, (back,) = sweep(step, start, length=like.shape[0], turned=[True], unroll=unroll, like=like)
-    return back, carry[1], carry[2]
+    return back, *carry
 
 
-def _gradients(cell: Cell, fixed: _Fixed, tape: _Tape, back: _Back, sums: Sequence[Array], d_contexts: Array) -> _Fixed:
-    """The cotangents of weights and of what is attended to: products over all steps, each made once."""
+@struct.dataclass
+class _Asked:
+    """What a step of the loop back gives to the one that asked."""
+
+    d_h: Array  # [B, P] float32
+    d_query: Array | None
+    d_scores: Array | None
+    terms: tuple[Array, ...]  # of the sums of additive attention
+
+
+def _ask_back(asking: Asking, keys: Array, query: Array, d_scores: Array) -> _Asked:
+    """From the cotangents of scores `[B, S]` to those of the output that asked with `query`."""
+    dtype = query.dtype
+    if asking.query is None or asking.v is None:
+        d_scores = d_scores.astype(dtype)
+        d_h = jnp.einsum("bs,bsa->ba", d_scores, keys, preferred_element_type=jnp.float32)
+        return _Asked(d_h, None, d_scores, ())
+    terms = score_gradients(query[:, None], keys, d_scores[:, None])
+    d_query = (terms[0][:, 0] * asking.v.astype(jnp.float32)).astype(dtype)
+    return _Asked(multiply(d_query, asking.query.T), d_query, None, terms[1:])
+
+
+def _gradients(cell: Cell, fixed: _Fixed, tape: _Tape, back: _Back, sums: tuple[Array, ...], d_contexts: Array) -> Any:
+    """The cotangents of all but the first state: products over all steps, each made once."""
     vectors, saved, dx = fixed.weights.vectors, as_float(tape.saved), back.dx.astype(jnp.float32)
     dp = cell.through(saved, dx, vectors).astype(back.dx.dtype)
-    (h,) = _before((tape.outputs,))
+    first = fixed.first_state(cell, tape.outputs)
+    (h,) = _before((tape.outputs,), first[-1:])
     projection = None
     if back.dh is not None:
         projection = sum_products(cell.emit(saved, tape.states, vectors), back.dh)
     d_vectors = {}
     if vectors:
         after = (*tape.states, tape.outputs.astype(jnp.float32))
-        terms = cell.vector_terms(saved, as_float(back.kept), _before(after), after, dx, vectors)
+        terms = cell.vector_terms(saved, as_float(back.kept), _before(after, first), after, dx, vectors)
         d_vectors = {name: term.sum(axis=(0, 1)) for name, term in terms.items()}
     d_bias = None if fixed.weights.bias is None else dx.sum(axis=(0, 1))
     d_weights = Weights(sum_products(_times(h, fixed.noise), dp), projection, d_vectors, d_bias)
-    d_asking = Asking(
-        query=sum_products(h, back.d_query),
-        v=sums[1].sum(axis=0),
-        context=sum_products(_times(tape.contexts, fixed.context_noise), back.dx),
-    )
+    d_context = sum_products(_times(tape.contexts, fixed.context_noise), back.dx)
+    if fixed.asking.v is None or back.d_query is None:
+        d_asking = Asking(None, None, d_context)
+        d_keys = jnp.einsum("tbs,tba->bsa", back.d_scores, h, preferred_element_type=jnp.float32)
+    else:
+        d_asking = Asking(sum_products(h, back.d_query), sums[1].sum(axis=0), d_context)
+        d_keys = sums[0] * fixed.asking.v
     d_contexts += _times(back.d_read, fixed.context_noise)
     attention = tape.weights.astype(d_contexts.dtype)
     d_values = jnp.einsum("tbs,tbd->bsd", attention, d_contexts, preferred_element_type=jnp.float32)
-    d_keys = (sums[0] * fixed.asking.v).astype(fixed.keys.dtype)
-    return _Fixed(d_weights, d_asking, d_keys, d_values.astype(fixed.values.dtype), None, None)
+    d_keys, d_values = d_keys.astype(fixed.keys.dtype), d_values.astype(fixed.values.dtype)
+    return _Fixed(d_weights, d_asking, d_keys, d_values, None, None, None)

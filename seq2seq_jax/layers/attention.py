@@ -1,8 +1,10 @@
-"""Additive attention: the scores are a feed-forward network of query and key.
+"""Attention, by how a query q scores what it may attend to.
 
-score(q, k) = v . tanh(Q q + K k + b)          (Bahdanau et al. 2015, section A.1.2)
+    additive    v . tanh(Q q + K k + b)     (Bahdanau et al. 2015, 1409.0473, section A.1.2)
+    general     q . (K k)                   (Luong et al. 2015, 1508.04025, section 3.1)
+    dot         q . k                       (the same)
 
-The hidden layer of all pairs of a query and a key, `[B, T, S, A]`, never exists: it is made for a few
+Additive attention's hidden layer of all pairs of a query and a key, `[B, T, S, A]`, never exists: it is made for a few
 queries at a time, and once more in the backward pass, which is written by hand. What that pass keeps is
 no larger than the sentences, each pair's tanh is made twice and no more, and all that is a product of
 whole sequences (contexts, and the gradients of weights and values) stays outside the loop.
@@ -23,6 +25,8 @@ from jaxtyping import Bool, Float
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.initializers import matrix_initializer
 from seq2seq_jax.layers.parameters import declare
+
+ATTENTION = ("additive", "dot", "general")
 
 PAIRED = {"cpu": 2**18, "default": 2**27}
 """Numbers of the hidden layer that are made at a time, about, by platform; one query of each sentence is the least.
@@ -234,9 +238,9 @@ class AdditiveAttention(nn.Module):
         keys = hidden.astype(self.dtype) @ self.key_kernel.astype(self.dtype)
         return (keys.astype(jnp.float32) + self.bias).astype(self.dtype)  # the bias's gradient is summed in float32
 
-    def weights(self) -> tuple[Array, Array]:
-        """The query kernel `[D, A]` and `v [A]` in the compute dtype, for use inside a loop."""
-        return self.query_kernel.astype(self.dtype), self.v.astype(self.dtype)
+    def query_weights(self) -> tuple[Array, Array]:
+        """The query kernel `[D, A]` and `v [A]`, float32: what queries meet."""
+        return self.query_kernel, self.v
 
     def __call__(self, queries: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, Array]:
         """Attends with every query.
@@ -250,5 +254,65 @@ class AdditiveAttention(nn.Module):
         Returns:
             Contexts `[B, T, Dv]` and weights `[B, T, S]` float32.
         """
-        kernel, v = self.weights()
+        kernel, v = (leaf.astype(self.dtype) for leaf in self.query_weights())
         return attend(queries.astype(self.dtype) @ kernel, keys, values, mask, v)
+
+
+class DotAttention(nn.Module):
+    """Attention whose score is a product of query and key (Luong et al. 2015, section 3.1); it is not scaled.
+
+    Without a projection the widths of queries and of what is attended to must agree; where the latter are the two
+    directions of a layer side by side, and so twice as wide, the key of a position is the sum of both.
+
+    Attributes:
+        query_features: width of the queries.
+        key_features: width of what is attended to.
+        projected: score "general", with a kernel on the keys; False is "dot", without parameters.
+        dtype: dtype of the products; the softmax is float32.
+        init_scale: see `seq2seq_jax.layers.initializers`.
+    """
+
+    query_features: int
+    key_features: int
+    projected: bool
+    dtype: jnp.dtype = jnp.float32
+    init_scale: float = 0.04
+
+    def setup(self) -> None:
+        if self.projected:
+            init, shape = matrix_initializer(self.init_scale), (self.key_features, self.query_features)
+            self.key_kernel = declare(self, "key_kernel", init, shape, ("embed", "attention"))
+        elif self.key_features not in (self.query_features, 2 * self.query_features):
+            raise ValueError(
+                f"what 'dot' attends to must be as wide as queries, or twice as wide, but is {self.key_features} "
+                f"for queries of {self.query_features} instead; use 'general'."
+            )
+
+    def project_keys(self, hidden: Array) -> Array:
+        """The keys of every source position: `[B, S, D]` to `[B, S, Dq]`."""
+        hidden = hidden.astype(self.dtype)
+        if self.projected:
+            return hidden @ self.key_kernel.astype(self.dtype)
+        if self.key_features == self.query_features:
+            return hidden
+        ahead, back = jnp.split(hidden, 2, axis=-1)
+        return ahead + back
+
+    def query_weights(self) -> tuple[None, None]:
+        """There are none: queries ask as they are."""
+        return None, None
+
+    def __call__(self, queries: Array, keys: Array, values: Array, mask: Array) -> tuple[Array, Array]:
+        """Attends with every query; see `AdditiveAttention`."""
+        scores = jnp.einsum("btd,bsd->bts", queries.astype(self.dtype), keys, preferred_element_type=jnp.float32)
+        weights = masked_softmax(scores, mask[:, None])
+        return jnp.einsum("bts,bsd->btd", weights.astype(values.dtype), values), weights
+
+
+def make_attention(
+    name: str, *, features: int, query_features: int, key_features: int, dtype: jnp.dtype, init_scale: float
+) -> AdditiveAttention | DotAttention:
+    """The attention of a config; `name` is one of `ATTENTION`, `features` the width of additive attention's layer."""
+    if name == "additive":
+        return AdditiveAttention(features, query_features, key_features, dtype, init_scale)
+    return DotAttention(query_features, key_features, name == "general", dtype, init_scale)

@@ -49,6 +49,19 @@ def gate_bias_initializer(scale: float, *, gates: int = 4) -> nn.initializers.In
     return init
 
 
+def recurrent_initializer(name: str, scale: float, *, gates: int) -> nn.initializers.Initializer:
+    """For recurrent kernels `[P, gates * H]`: "scaled", as other matrices; or "orthogonal", gate by gate."""
+    if name == "scaled":
+        return matrix_initializer(scale)
+    orthogonal = nn.initializers.orthogonal()
+
+    def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        parts = [orthogonal(own, (shape[0], shape[1] // gates), dtype) for own in jax.random.split(key, gates)]
+        return jnp.concatenate(parts, axis=-1)
+
+    return init
+
+
 def _uniform(scale: float) -> nn.initializers.Initializer:
     def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -scale, scale)

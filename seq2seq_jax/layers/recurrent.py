@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from seq2seq_jax.interfaces import Array
 from seq2seq_jax.layers.cells import Cell, GRUCell, LSTMCell, State
 from seq2seq_jax.layers.dropout import dropout_mask
-from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer
+from seq2seq_jax.layers.initializers import gate_bias_initializer, matrix_initializer, recurrent_initializer
 from seq2seq_jax.layers.parameters import declare, stacked
 from seq2seq_jax.layers.recurrence import keep_states, recur, recur_both
 from seq2seq_jax.layers.runs import Loop, Weights, sum_products
@@ -43,6 +43,7 @@ class LayerKind:
             Ghahramani 2016).
         dtype: dtype of the products; states are float32.
         init_scale: see `seq2seq_jax.layers.initializers`.
+        recurrent_init: of recurrent kernels, "scaled" or "orthogonal"; the same.
         loop: how the layers run over time.
     """
 
@@ -52,6 +53,7 @@ class LayerKind:
     recurrent_dropout: float = 0.0
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     init_scale: float = 0.04
+    recurrent_init: str = "scaled"
     loop: Loop = Loop()
 
     @property
@@ -98,9 +100,10 @@ def declare_layer(module: nn.Module, kind: LayerKind, inputs: int, *, layers: in
     """Declares the parameters of a layer with so many inputs, or of a stack of layers `[L, ...]`."""
     cell, width = kind.cell, kind.cell.gates * kind.width
     matrix = matrix_initializer(kind.init_scale)
+    recurrent = recurrent_initializer(kind.recurrent_init, kind.init_scale, gates=cell.gates)
     found: dict[str, tuple[nn.initializers.Initializer, tuple[int, ...], tuple[str, ...]]] = {
         "input_kernel": (matrix, (inputs, width), ("embed", "gates")),
-        "recurrent_kernel": (matrix, (kind.features, width), ("hidden", "gates")),
+        "recurrent_kernel": (recurrent, (kind.features, width), ("hidden", "gates")),
         "bias": (gate_bias_initializer(kind.init_scale, gates=cell.gates), (width,), ("gates",)),
     }
     if kind.width != kind.features:

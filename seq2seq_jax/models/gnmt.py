@@ -28,27 +28,19 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
 from seq2seq_jax.interfaces import Array, DecoderOutput, Memory, PyTree, StepOutput
 from seq2seq_jax.layers.attending import Asking, Attended, recur_attending
-from seq2seq_jax.layers.attention import AdditiveAttention
+from seq2seq_jax.layers.attention import ATTENTION, make_attention
 from seq2seq_jax.layers.cells import State
 from seq2seq_jax.layers.dropout import Dropout, dropout_mask, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
-from seq2seq_jax.layers.recurrent import (
-    LayerParameters,
-    Recurrent,
-    draw_noise,
-    make_weights,
-    project,
-    run_both,
-    run_layer,
-)
+from seq2seq_jax.layers.recurrent import Recurrent, make_weights, project
 from seq2seq_jax.layers.stack import RecurrentStack, run_in_order
+from seq2seq_jax.models.both_directions import run_directions
 from seq2seq_jax.models.layer_kind import check_layers, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
@@ -66,10 +58,11 @@ class GNMTConfig:
         features: D, width of embeddings, layers and attention values.
         encoder_layers: layers of the encoder, the bottom one running in both directions.
         decoder_layers: layers of the decoder.
-        attention_features: A, width of the attention's hidden layer.
+        attention_features: A, width of additive attention's hidden layer.
         attention_from: whose output asks: "previous_step" (paper) or "current_step" (NVIDIA).
         share_embeddings: "none" (three tables), "target" (target embedding = softmax kernel) or
             "all" (one table; needs one vocabulary for both sides).
+        attention: how a query scores the source: "additive" (paper), "dot" or "general" (Luong et al. 2015).
         cell: of the layers: "lstm", "lstm_peephole" or "gru".
         cells: width of a cell, projected to D; 0 is D without a projection.
         layer_norm: inside the cells.
@@ -88,6 +81,7 @@ class GNMTConfig:
     attention_features: int = 1024
     attention_from: str = "previous_step"
     share_embeddings: str = "none"
+    attention: str = "additive"
     cell: str = "lstm"
     cells: int = 0
     layer_norm: bool = False
@@ -101,6 +95,8 @@ class GNMTConfig:
             raise ValueError(
                 f"`attention_from` must be one of {ATTENTION_FROM}, but is {self.attention_from!r} instead."
             )
+        if self.attention not in ATTENTION:
+            raise ValueError(f"`attention` must be one of {ATTENTION}, but is {self.attention!r} instead.")
         if self.share_embeddings not in SHARED:
             raise ValueError(f"`share_embeddings` must be one of {SHARED}, but is {self.share_embeddings!r} instead.")
         if self.share_embeddings == "all" and self.source_vocab != self.target_vocab:
@@ -173,7 +169,14 @@ class GNMT(nn.Module):
         self.decoder_bottom = layer(width + (context if cfg.attention_from == "previous_step" else 0))
         if cfg.decoder_layers > 1:
             self.decoder_stack = stack(cfg.decoder_layers - 1, 1, context)
-        self.attention = AdditiveAttention(cfg.attention_features, width, context, dtype, scale)
+        self.attention = make_attention(
+            cfg.attention,
+            features=cfg.attention_features,
+            query_features=width,
+            key_features=context,
+            dtype=dtype,
+            init_scale=scale,
+        )
         self.dropout = Dropout(cfg.dropout)
 
     @property
@@ -201,22 +204,9 @@ class GNMT(nn.Module):
 
     def _bottom(self, x: Array, mask: Array, places: Array, *, train: bool) -> Array:
         """The bottom encoder layer in both directions, `[S, B, D]` to `[S, B, 2D]`."""
-        kind = self.kind
-        ahead, back = self.encoder_bottom_forward.parameters(), self.encoder_bottom_backward.parameters()
-        key = self.make_rng("dropout") if train and kind.recurrent_dropout else None
-
-        def noise(direction: Array | int, places: Array) -> Array | None:
-            return draw_noise(kind, None if key is None else jax.random.fold_in(key, direction), places)
-
-        def run(own: tuple[LayerParameters, Array], x: Array, extras: tuple[Array, Array]) -> Array:
-            mask, places = extras
-            return run_layer(kind, own[0], (x,), mask, noise=noise(own[1], places))[0]
-
-        directions = (ahead, jnp.int32(0)), (back, jnp.int32(1))
-        both = self.execution.both_directions(run, *directions, x, (mask, places))
-        if both is not None:
-            return both
-        return run_both(kind, ahead, back, x, mask, noise=(noise(0, places), noise(1, places)))
+        directions = self.encoder_bottom_forward.parameters(), self.encoder_bottom_backward.parameters()
+        key = self.make_rng("dropout") if train and self.kind.recurrent_dropout else None
+        return run_directions(self.kind, self.execution, directions, x, mask, places, key=key)
 
     def decode(self, target_in: Array, memory: Memory, *, train: bool) -> DecoderOutput:
         """Teacher forcing over `target_in` `[B, T]`. Padding comes last, so that no step needs a mask."""
@@ -243,7 +233,8 @@ class GNMT(nn.Module):
         context_noise = None
         if rate:
             context_noise = dropout_mask(self.make_rng("dropout"), rate, places, self.memory_features, x.dtype)
-        asking = Asking(self.attention.query_kernel, self.attention.v, own["input_kernel"][x.shape[-1] :])
+        query, v = self.attention.query_weights()
+        asking = Asking(query, v, own["input_kernel"][x.shape[-1] :])
         outputs, contexts, weights = recur_attending(
             kind.cell,
             project(kind, own, (x, None)),

@@ -127,6 +127,15 @@ class LSTMSeq2Seq(nn.Module):
         """The encoder's last state; `max_len` is not needed by a recurrent decoder."""
         return memory.projected
 
+    def sentence_vectors(self, memory: Memory) -> Array:
+        """The outputs of all layers at the end of the source, `[B, L x D]`, bottom first: the states of figure 2.
+
+        The cells beside them (the paper's other 4,000 of 8,000 numbers a sentence) are not bounded: a few large ones
+        would decide every distance.
+        """
+        outputs = memory.projected.states[-1]
+        return outputs.reshape(outputs.shape[0], -1)
+
     def step_weights(self) -> tuple[PyTree, ...]:
         """The weights of the decoder's layers as `decode_step` reads them."""
         return self.decoder.step_weights()

@@ -19,12 +19,15 @@ from seq2seq_jax.layers.runs import Weights
 
 T, B, S, H, A, D, N = 4, 3, 5, 6, 7, 4, 2  # N: width of a projected output
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
-# (cell, width of the output, recurrent noise, noise of contexts)
+# (cell, width of the output, recurrent noise, noise of contexts); "by product": scores are h . k; "from a state": a
+# first one is given
 CASES = {
     "lstm": (LSTMCell(), H, False, False),
     "lstm, contexts dropped": (LSTMCell(), H, False, True),
     "lstm of all kinds": (LSTMCell(peepholes=True, layer_norm=True), N, True, True),
     "gru": (GRUCell(), H, True, False),
+    "gru, from a state": (GRUCell(), H, False, False),
+    "lstm of all kinds, by product, from a state": (LSTMCell(peepholes=True, layer_norm=True), N, True, True),
 }
 
 
@@ -42,23 +45,31 @@ def draw(case: str, batch: int = B) -> dict:
 
     vectors = {name: first + normal(length) for name, (length, first) in cell.vectors(H).items()}
     mask = (rng.random((batch, S)) < 0.7) & (np.arange(batch) < batch - 1)[:, None]
+    widths, initial = [H] * (cell.states - 1) + [width], None
+    if "from a state" in case:
+        initial = tuple(normal(batch, each) for each in widths)
+    asking = Asking(None, None, normal(D, gates)) if "by product" in case else None
     return {
         "projected": normal(T, batch, gates),
         "weights": Weights(normal(width, gates), None if width == H else normal(H, width), vectors),
-        "asking": Asking(normal(width, A), normal(A), normal(D, gates)),
-        "attended": Attended(normal(batch, S, A), normal(batch, S, D), jnp.asarray(mask)),
+        "asking": asking or Asking(normal(width, A), normal(A), normal(D, gates)),
+        "attended": Attended(normal(batch, S, width if asking else A), normal(batch, S, D), jnp.asarray(mask)),
+        "initial": initial,
         "noise": factors(batch, width) if noisy else None,
         "context_noise": factors(T, batch, D) if dropping else None,
     }
 
 
-def scan(cell, projected, weights, asking, attended, *, noise, context_noise):
+def scan(cell, projected, weights, asking, attended, *, initial, noise, context_noise):
     """The same as a scan, in float32, for automatic differentiation."""
 
     def step(state, inputs):
         z, factor = inputs
         h = state[-1]
-        scores = jnp.tanh((h @ asking.query)[:, None] + attended.keys) @ asking.v
+        if asking.v is None:
+            scores = jnp.einsum("ba,bsa->bs", h, attended.keys)
+        else:
+            scores = jnp.tanh((h @ asking.query)[:, None] + attended.keys) @ asking.v
         attention = masked_softmax(scores, attended.mask)
         context = jnp.einsum("bs,bsd->bd", attention, attended.values)
         read = context if factor is None else context * factor
@@ -70,7 +81,7 @@ def scan(cell, projected, weights, asking, attended, *, noise, context_noise):
 
     widths = [H] * (cell.states - 1) + [weights.recurrent.shape[0]]
     start = tuple(jnp.zeros_like(projected, shape=(projected.shape[1], width)) for width in widths)
-    return jax.lax.scan(step, start, (projected, context_noise))[1]
+    return jax.lax.scan(step, initial or start, (projected, context_noise))[1]
 
 
 def differentiate(run, case: str):
@@ -80,10 +91,11 @@ def differentiate(run, case: str):
         mask, rest = given["attended"].mask, {k: given[k] for k in ("noise", "context_noise")}
         inputs = given["projected"], given["weights"], given["asking"], given["attended"].replace(mask=None)
 
-        def own(projected, weights, asking, attended):
-            return run(CASES[case][0], projected, weights, asking, attended.replace(mask=mask), **rest)
+        def own(projected, weights, asking, attended, initial):
+            attended = attended.replace(mask=mask)
+            return run(CASES[case][0], projected, weights, asking, attended, initial=initial, **rest)
 
-        outputs, pull = jax.vjp(own, *inputs)
+        outputs, pull = jax.vjp(own, *inputs, given["initial"])
         return outputs, pull(tuple(jnp.sin(x + 1.0) for x in outputs))
 
     return gradients
@@ -145,7 +157,7 @@ def test_bfloat16_comes_near():
         "context_noise": given["context_noise"].astype(jnp.bfloat16),
     }
     found = jax.jit(differentiate(recur_attending, case)).lower(given).compile(compiler_options=QUICKLY)(given)
-    (outputs, contexts, weights), (d_projected, d_weights, d_asking, d_attended) = found
+    (outputs, contexts, weights), (d_projected, d_weights, d_asking, d_attended, _) = found
     halves, floats = (outputs, contexts, d_projected, d_attended.keys), (weights, d_weights.recurrent, d_asking.v)
     assert {x.dtype for x in halves} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
@@ -185,7 +197,10 @@ def test_devices_add_up_gradients_once_after_the_loop():
             return recur_attending(cell, projected, weights, asking, attended, **noise)
 
         parts = {"projected": projected, "weights": weights, "asking": asking, "attended": attended}
-        return differentiate(shared, "lstm")(parts | {"noise": None, "context_noise": None})
+        outputs, gradients = differentiate(shared, "lstm")(
+            parts | {"initial": None, "noise": None, "context_noise": None}
+        )
+        return outputs, gradients[:-1]
 
     steps = P(None, "data")
     split = jax.shard_map(

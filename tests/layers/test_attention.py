@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from seq2seq_jax.layers import attention
-from seq2seq_jax.layers.attention import AdditiveAttention, masked_softmax
+from seq2seq_jax.layers.attention import AdditiveAttention, DotAttention, masked_softmax
 
 B, T, S, A, D, M = 3, 4, 5, 7, 6, 8
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
@@ -107,6 +107,33 @@ def test_softmax_of_bfloat16_is_float32():
     weights = masked_softmax(scores, jnp.ones((2, 9), bool))
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights, jax.nn.softmax(scores.astype(jnp.float32)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("projected", "width"), [(True, M), (False, D), (False, 2 * D)])
+def test_products_equal_the_formulas_of_luong(projected, width):
+    module = DotAttention(D, width, projected)
+    rng = np.random.default_rng(0)
+    queries, values = (rng.normal(size=(B, length, size)).astype(np.float32) for length, size in ((T, D), (S, width)))
+    kernel = rng.normal(size=(width, D)).astype(np.float32)
+    params = {"params": {"key_kernel": kernel}} if projected else {}
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), queries, values, MASK, method=run)))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    contexts, weights = module.apply(params, queries, values, MASK, method=run)
+    queries, values = np.asarray(queries, np.float64), np.asarray(values, np.float64)
+    for b in range(B):
+        real = np.flatnonzero(MASK[b])
+        for t in range(T):
+            keys = [values[b, s] @ kernel if projected else values[b, s].reshape(-1, D).sum(0) for s in real]
+            scores = np.array([queries[b, t] @ key for key in keys])
+            want = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            np.testing.assert_allclose(weights[b, t, real], want, atol=1e-5)
+            np.testing.assert_allclose(contexts[b, t], want @ values[b, real], atol=1e-5)
+
+
+def test_a_product_needs_widths_that_agree():
+    module = DotAttention(D, M, False)
+    with pytest.raises(ValueError, match=f"is {M} for queries of {D}"):
+        module.init(jax.random.key(0), jnp.zeros((B, T, D)), jnp.zeros((B, S, M)), MASK, method=run)
 
 
 # --- the backward pass that is written by hand -----------------------------------------------------------------------
