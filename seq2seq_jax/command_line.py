@@ -15,19 +15,21 @@ from seq2seq_jax.errors import UserError
 
 MODES = (
     "train", "evaluate", "translate", "describe", "plan",
-    "score", "rescore", "average", "compare", "export", "backtranslate", "prepare",
+    "score", "vectors", "rescore", "average", "compare", "export", "backtranslate", "prepare",
 )  # fmt: skip
 
 OWN = {
     "config": "Config file, with a preset: configs/gnmt.py:multi30k.",
     "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
     "mode": f"What to do: {', '.join(MODES)}.",
-    "input": "translate: lines to read (standard input). score: PREFIX or .tsv (data.test). compare: translations. "
-    "rescore: n-best lists.",
-    "output": "translate: file to write. Default: standard output. compare: HTML report. average, export: new folder.",
+    "input": "translate, vectors: lines to read (standard input). score: PREFIX or .tsv (data.test). "
+    "compare: translations. rescore: n-best lists.",
+    "output": "translate: file to write. Default: standard output. vectors: .npz. compare: HTML report. "
+    "average, export: new folder.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
     "json": "What reports, reports one JSON object on standard output, nothing else.",
     "topology": "plan: a TPU slice by its shape in chips, such as v5p:4x4x8. Default: the devices at hand.",
+    "members": "train: so many runs with the seeds train.seed, + 1, ... in WORKDIR/member-N, and the ensemble of all.",
     "init_from": "train: start from the parameters of another run (fine-tuning); says what was taken.",
     "last": "average: the newest so many checkpoints. Default: 5 (train with keep_last=5).",
     "best": "average: the best so many by dev score.",
@@ -40,7 +42,8 @@ OWN = {
     "source": "compare, rescore: file of source sentences, with --input.",
     "constraints": "translate: a JSON object for every line of the input: prefix, must, must_not.",
     "models": "rescore: runs whose log-probabilities become features, separated by commas. Default: --workdir.",
-    "weights": "rescore: JSON file of weights, as tuning writes it. Without one: tuned on --reference.",
+    "weights": "rescore: JSON file of weights, as tuning writes it; or average: half the lists' total, half "
+    "the models' mean log-probability. Without: tuned on --reference.",
     "metric": "rescore: what is tuned: bleu (default), chrf, wer or cer.",
     "workers": "prepare: processes that tokenise. Default (0): one a core.",
     "fresh": "train: move an old run in the folder aside and start anew.",
@@ -53,11 +56,12 @@ OWN = {
 """The flags and their help."""
 
 GOES_WITH = {
-    "input": ("translate", "score", "compare", "rescore"),
-    "output": ("translate", "score", "average", "compare", "export", "rescore"),
+    "input": ("translate", "score", "vectors", "compare", "rescore"),
+    "output": ("translate", "score", "vectors", "average", "compare", "export", "rescore"),
     "nbest": ("translate",),
     "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare", "rescore"),
     "topology": ("plan",),
+    "members": ("train",),
     "init_from": ("train", "prepare", "backtranslate"),
     "last": ("average",),
     "best": ("average",),
@@ -85,12 +89,13 @@ HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
       [--config.section.key=value ...]
 
 modes:
-  train      (default) trains or resumes, then evaluates on the test split
+  train      (default) trains or resumes, then evaluates on the test split; --members=N an ensemble of N seeds
   prepare    tokenises large corpora to a disk, for training with little memory: --workers, --hosts, --host
   evaluate   scores a trained run on the test split
   translate  lines in, lines out: --input, --output, --nbest
   score      log-probabilities of given pairs, one JSON object a line: --input=PREFIX or .tsv, --output
-  rescore    n-best lists of any system (Moses's format), with log-probabilities of models as features, tuned weights
+  vectors    one vector for each line, of the encoder: --input, --output=vectors.npz
+  rescore    n-best lists of any system (Moses's format), with log-probabilities of models as features; tunes weights
   describe   parameters, memory, steps and compilations of a config; runs nothing
   plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
   average    one model from several checkpoints: --last, --best or --steps, --output=DIR
@@ -114,6 +119,7 @@ def _define_flags(argv: list[str]) -> flags.FlagValues:
     for name in ("models", "weights", "metric"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_integer("workers", 0, OWN["workers"], flag_values=values)
+    flags.DEFINE_integer("members", None, OWN["members"], flag_values=values)
     for name in ("last", "best"):
         flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
     flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)

@@ -104,6 +104,12 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
+def vocab_sizes(config: ConfigDict) -> tuple[int, int]:
+    """The sizes that are asked for, of the source's and the target's vocabulary; small corpora may give fewer."""
+    keys = config.vocab
+    return keys.size, keys.target_size or keys.size
+
+
 def suggest_key(key: str, config: ConfigDict) -> str:
     """The known key that is most like a wrong one, as `section.key`, or ""."""
     known = list(flatten(config))
@@ -151,10 +157,34 @@ def check_config(config: ConfigDict) -> None:
                 f"config.decode.groups must divide config.sequence.candidates={config.sequence.candidates} with "
                 f"config.sequence.proposals='nbest', but is {config.decode.groups} instead."
             )
+    _check_batches(config)
     _check_search(config.decode)
     _check_numbers(config.decode)
     if config.data.source == config.data.target and config.model.name != "language_model":
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
+
+
+def _check_batches(config: ConfigDict) -> None:
+    """Refuses keys of batches, their losses and epochs that contradict others."""
+    data, keys, vocab = config.data, config.train, config.vocab
+    if data.sentences_per_batch % data.rows_multiple:
+        raise UserError(
+            f"config.data.sentences_per_batch must be a multiple of config.data.rows_multiple={data.rows_multiple}, "
+            f"but is {data.sentences_per_batch} instead: rows divide among devices."
+        )
+    if keys.loss_per != "token" and config.sequence.objective != "none":
+        raise UserError(
+            f"config.train.loss_per must be 'token' with config.sequence.objective={config.sequence.objective!r}, but "
+            f"is {keys.loss_per!r} instead: sequence-level losses are means over sentences as they are."
+        )
+    if keys.schedule == "halving" and not keys.halve_every_epochs > 0:
+        raise UserError(
+            "config.train.halve_every_epochs must be more than 0 with config.train.schedule='halving', but is "
+            f"{keys.halve_every_epochs} instead."
+        )
+    if vocab.target_size and (vocab.joint or vocab.target_size < 5):
+        rule = "be 0 with config.vocab.joint=True" if vocab.joint else "be 0 or at least 5"
+        raise UserError(f"config.vocab.target_size must {rule}, but is {vocab.target_size} instead.")
 
 
 def _check_search(keys: ConfigDict) -> None:

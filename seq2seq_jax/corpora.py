@@ -166,7 +166,8 @@ def _describe_vocabs(config: ConfigDict) -> dict[str, Any]:
             return {"init_from": Vocabs.load(Folder(Path(config.train.init_from)).vocab).digest}
         except UserError:
             return {"init_from": None}
-    own = {key: value for key, value in config.vocab.to_dict().items() if key not in ("file", "from_init", "tags")}
+    left = ("file", "from_init", "tags", *([] if config.vocab.target_size else ["target_size"]))
+    own = {key: value for key, value in config.vocab.to_dict().items() if key not in left}
     if config.vocab.file:
         own = {key: own[key] for key in ("kind", "joint", "normalization")}
         own["file"] = [digest or None for digest in digest_files(config.vocab.file)]
@@ -337,20 +338,9 @@ def _read_vocabs(config: ConfigDict) -> Vocabs:
 
 
 def _train_vocabs(config: ConfigDict, text: ParallelText) -> Vocabs:
-    keys = config.vocab
-    return train_vocabs(
-        text.source,
-        text.target or [],
-        joint=keys.joint,
-        kind=keys.kind,
-        size=keys.size,
-        model=keys.model,
-        character_coverage=keys.character_coverage,
-        normalization=keys.normalization,
-        byte_fallback=keys.byte_fallback,
-        seed=config.train.seed,
-        tags=list_tags(config),
-    )
+    names = ("joint", "kind", "size", "target_size", "model", "character_coverage", "normalization", "byte_fallback")
+    keys = {name: config.vocab[name] for name in names}
+    return train_vocabs(text.source, text.target or [], seed=config.train.seed, tags=list_tags(config), **keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +369,8 @@ class Corpus:
         else:
             pairs = join_pairs([tokenise(text, vocabs, text.tags) for text in splits.texts])
         dev = tokenise(splits.dev, vocabs, splits.dev.tags)
-        sizes = {"rows_multiple": data.rows_multiple, "tokens_per_batch": data.tokens_per_batch}
+        fixed, tokens = {"rows": data.sentences_per_batch}, {"tokens_per_batch": data.tokens_per_batch}
+        sizes = {"rows_multiple": data.rows_multiple, **(fixed if data.sentences_per_batch else tokens)}
         sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
         redraw, lengths = None, (pairs.source_lengths, pairs.target_lengths)
         if data.subword_sampling:

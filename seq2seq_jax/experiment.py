@@ -42,7 +42,7 @@ from seq2seq_jax.tasks.translation import Translator
 from seq2seq_jax.train.accumulation import make_add
 from seq2seq_jax.train.freezing import find_frozen, freeze, hold, name_of
 from seq2seq_jax.train.optimizers import make_optimizer
-from seq2seq_jax.train.schedules import make_schedule
+from seq2seq_jax.train.schedules import SCHEDULE_NUMBERS, make_schedule
 from seq2seq_jax.train.step import Total, TrainState, init_state, make_totals, make_train_step, make_update
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
@@ -112,7 +112,9 @@ class Training:
     def train_step(self) -> Any:
         """The jitted train step; the state is donated."""
         keys = self.config.train
-        step = make_train_step(self.gradient(), self.optimizer, seed=keys.seed, ema_decay=keys.ema_decay)
+        step = make_train_step(
+            self.gradient(), self.optimizer, seed=keys.seed, ema_decay=keys.ema_decay, loss_per=keys.loss_per
+        )
         return jax.jit(step, donate_argnums=0, out_shardings=(self._shardings, None))
 
     def accumulated_step(self) -> tuple[Callable[[], Total], Any, Any]:
@@ -125,7 +127,7 @@ class Training:
         places = jax.tree.map(lambda _: whole, shapes).replace(grads=self._shardings.params)
         zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)
         add = make_add(gradient, seed=keys.seed, accumulate=keys.accumulate)
-        update = make_update(self.optimizer, ema_decay=keys.ema_decay)
+        update = make_update(self.optimizer, ema_decay=keys.ema_decay, loss_per=keys.loss_per)
         return (
             zeros,
             jax.jit(add, donate_argnums=0, out_shardings=places),
@@ -294,13 +296,10 @@ def make_parameters(model: nn.Module, key: Array) -> PyTree:
     return model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
 
 
-def build(config: ConfigDict, vocabs: Vocabs) -> Experiment:
-    """Builds an experiment.
-
-    Raises:
-        UserError: values of the config contradict each other.
-    """
-    return Experiment(make_training(config, len(vocabs.source), len(vocabs.target)), vocabs)
+def build(config: ConfigDict, vocabs: Vocabs, *, updates_per_epoch: float | None = None) -> Experiment:
+    """Builds an experiment; see `make_training`."""
+    sizes = len(vocabs.source), len(vocabs.target)
+    return Experiment(make_training(config, *sizes, updates_per_epoch=updates_per_epoch), vocabs)
 
 
 def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tuple[Callable[..., nn.Module], Any]:
@@ -314,7 +313,12 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
 
 
 def make_training(
-    config: ConfigDict, source_vocab: int, target_vocab: int, *, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict,
+    source_vocab: int,
+    target_vocab: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    updates_per_epoch: float | None = None,
 ) -> Training:
     """Builds a model on a mesh, its optimiser, and the learning rate of every step as it is logged.
 
@@ -322,6 +326,7 @@ def make_training(
         config: the run's.
         source_vocab, target_vocab: sizes of the vocabularies.
         devices: of the mesh, real or of a topology that is compiled for; all there are by default.
+        updates_per_epoch: what a schedule by epochs needs; without it, its rates cannot be asked for.
 
     Raises:
         UserError: values of the config contradict each other, or there are not the devices it asks for.
@@ -332,13 +337,8 @@ def make_training(
         layout = make_layout(**config.parallel, rows_multiple=config.data.rows_multiple, devices=devices)
         schedule = make_schedule(
             keys.schedule,
-            learning_rate=keys.learning_rate,
-            warmup_steps=keys.warmup_steps,
-            decay_steps=keys.decay_steps,
-            decay_floor=keys.decay_floor,
-            decay_start=keys.decay_start,
-            decay_every=keys.decay_every,
-            decay_times=keys.decay_times,
+            updates_per_epoch=updates_per_epoch,
+            **{name: keys[name] for name in SCHEDULE_NUMBERS},
         )
         optimizer = make_optimizer(
             keys.optimizer,
@@ -349,6 +349,7 @@ def make_training(
             eps=keys.eps,
             momentum=keys.momentum,
             weight_decay=keys.weight_decay,
+            rho=keys.rho,
             adam_steps=keys.adam_steps,
             adam_learning_rate=keys.adam_learning_rate,
         )

@@ -195,6 +195,15 @@ class QuickSteps(Protocol):
 
 
 @runtime_checkable
+class SentenceVectors(Protocol):
+    """A `Seq2Seq` without attention, whose decoder knows of a sentence what one state holds."""
+
+    def sentence_vectors(self, memory: Memory) -> Array:
+        """That state as one vector for each sentence, `[B, D]`; reads no parameters."""
+        ...
+
+
+@runtime_checkable
 class LanguageModel(Projection, Protocol):
     """A decoder without a source (GPT): the same steps as `Seq2Seq` with no memory."""
 

@@ -12,6 +12,7 @@ RESUMABLE = (
     "data.shard_pairs",
     "parallel.",
     "train.steps",
+    "train.epochs",
     "train.save_every",
     "train.evaluate_every",
     "train.log_every",
@@ -28,6 +29,7 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "encoder_layers": 2,  # the bottom one runs in both directions
         "decoder_layers": 2,
         "attention_features": 128,  # width of the hidden layer of the attention
+        "attention": "additive",  # how a query scores the source; or "dot", "general" (Luong et al. 2015)
         "attention_from": "current_step",  # or "previous_step", as the paper has it
         "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
         "cell": "lstm",  # of all recurrent layers; or "lstm_peephole" (Sak et al. 2014), "gru" (Cho et al. 2014)
@@ -64,6 +66,26 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "init_scale": 0.0,
         "dtype": "float32",
     },
+    "rnnsearch": {
+        "name": "rnnsearch",
+        "features": 128,  # width of the decoder's state and of each direction of the encoder
+        "embedding_features": 128,
+        "attention_features": 128,  # width of the hidden layer of additive attention
+        "readout_features": 64,  # width of what the softmax reads
+        "attention": "additive",  # how a state scores the source; or "dot", "general" (Luong et al. 2015)
+        "attention_from": "previous_step",  # whose state asks; or "current_step" (Luong)
+        "readout": "maxout",  # of state, last word and context; or "tanh" of state and context (Luong)
+        "readout_state": "asking",  # it reads the state that asked; or "newest", the one after it
+        "cell": "gru",
+        "cells": 0,
+        "layer_norm": False,
+        "dropout": 0.1,
+        "recurrent_dropout": 0.0,
+        "init_scale": 0.0,
+        "attention_init_scale": 0.0,  # of the attention's parameters; 0 is `init_scale`
+        "recurrent_init": "scaled",  # recurrent kernels as all others; or "orthogonal", gate by gate
+        "dtype": "float32",
+    },
 }
 """The keys of `config.model`, by its `name`."""
 
@@ -92,6 +114,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "phrasebook_pairs": 30000,  # training pairs that the built-in corpus makes
         "held_out_pairs": 1000,  # pairs in each of dev and test where "auto" holds them out, 5 % at most
         "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
+        "sentences_per_batch": 0,  # in its place: so many pairs of similar length; 0 is by `tokens_per_batch`
         "rows_multiple": 8,  # rows of every batch are multiples of it; the number of devices must divide it
         "max_shapes": 6,  # most shapes of a batch, and so most compilations of the step
         "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
@@ -110,6 +133,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "kind": "sentencepiece",  # or "word", "char", "byte"
         "model": "unigram",  # or "bpe"; sentencepiece only
         "size": 1500,  # the four special ids included; an upper bound for small corpora
+        "target_size": 0,  # with joint=False: another size for the target's; 0 is `size`
         "joint": True,  # one vocabulary for both sides
         "normalization": "nmt_nfkc",  # sentencepiece's rule, stored with the vocabulary
         "character_coverage": 1.0,
@@ -123,14 +147,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {
         "init_from": "",  # a run whose parameters are the start (also --init_from=RUN)
         "steps": 2000,  # updates
+        "epochs": 0.0,  # above 0 it counts instead: `steps` becomes so many times the updates of an epoch
         "accumulate": 1,  # global batches in an update
         "seed": 0,
+        "loss_per": "token",  # what the gradient is a mean over: "token", or "sentence" (of sums over tokens)
         "label_smoothing": 0.1,
         # "adam", "adamw", "nadam", "nadamw", "radam", "adafactor", "adagrad", "adadelta", "rmsprop", "lamb", "lion",
         # "muon", "sgd" (with `momentum`), "adam_then_sgd"
         "optimizer": "adam",
         "learning_rate": 0.003,  # the schedule's peak
-        "schedule": "cosine",  # or "constant", "inverse_sqrt", "linear", "exponential", "stable", "gnmt"
+        # or "constant", "inverse_sqrt", "linear", "exponential", "stable", "gnmt", "halving"
+        "schedule": "cosine",
         "warmup_steps": 200,  # linear
         # "cosine", "linear", "exponential", "stable": step at which the rate is at its floor; of its own, so that
         # `steps` may change
@@ -139,6 +166,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "decay_start": 0,  # "gnmt": first halving; "stable": where the decay begins
         "decay_every": 0,  # "gnmt": steps between halvings
         "decay_times": 0,  # "gnmt": most halvings
+        "halve_after_epochs": 5.0,  # "halving": the first one is when so many epochs are done
+        "halve_every_epochs": 0.5,  # "halving": from one to the next
         "adam_steps": 0,  # "adam_then_sgd": steps before the change
         "adam_learning_rate": 0.0,  # "adam_then_sgd": constant rate until the change
         "b1": 0.9,
@@ -146,6 +175,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "eps": 1e-8,
         "momentum": 0.0,  # "sgd", "rmsprop"
         "weight_decay": 0.0,  # decoupled, on matrices; the optimizers that have it
+        "rho": 0.9,  # "adadelta": decay of both its means
         "clip_norm": 5.0,  # global norm of the mean gradient; 0 is off
         "freeze": "",  # parameters that stay as they are: regular expressions separated by commas, "encoder,embedding"
         "ema_decay": 0.0,  # exponential moving average of the parameters, which is what is evaluated; 0 is none
@@ -235,7 +265,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vocab.kind": ("sentencepiece", "word", "char", "byte"),
     "vocab.model": ("unigram", "bpe"),
     "vocab.normalization": ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"),
+    "model.attention": ("additive", "dot", "general"),
     "model.attention_from": ("previous_step", "current_step"),
+    "model.readout": ("maxout", "tanh"),
+    "model.recurrent_init": ("scaled", "orthogonal"),
+    "model.readout_state": ("asking", "newest"),
     "model.share_embeddings": ("none", "target", "all"),
     "model.dtype": ("float32", "bfloat16"),
     "model.cell": ("lstm", "lstm_peephole", "gru"),
@@ -273,13 +307,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.step": ("auto", "jit", "shard_map"),
     "parallel.layers": ("auto", "in_order", "wavefront"),
     "parallel.recurrence": ("loop", "kernel"),
-    "train.schedule": ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt"),
+    "train.schedule": ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt", "halving"),
+    "train.loss_per": ("token", "sentence"),
 }
 AT_LEAST: dict[str, float] = {
     "data.phrasebook_pairs": 100, "data.tokens_per_batch": 1, "data.rows_multiple": 1, "data.max_shapes": 1,
     "parallel.chunks": 0, "parallel.unroll": 0, "model.cells": 0, "data.max_source_len": 2,
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
+    "model.embedding_features": 1, "model.readout_features": 1, "model.attention_init_scale": 0,
     "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
     "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
     "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_factor": 0,
@@ -292,9 +328,10 @@ AT_LEAST: dict[str, float] = {
     "train.own_tokens_start": 0, "train.own_tokens_steps": 1, "train.own_tokens_passes": 1, "train.momentum": 0,
     "sequence.candidates": 2, "sequence.sharpness": 0, "sequence.likelihood": 0,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
+    "data.sentences_per_batch": 0, "vocab.target_size": 0, "train.epochs": 0, "train.halve_after_epochs": 0,
 }  # fmt: skip
 SHARES = (
-    "train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "train.ema_decay", "train.own_tokens",
-    "train.momentum", "data.subword_sampling", "clean.letters", "clean.language", "model.dropout",
+    "train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "train.rho", "train.ema_decay",
+    "train.own_tokens", "train.momentum", "data.subword_sampling", "clean.letters", "clean.language", "model.dropout",
     "model.recurrent_dropout",
 )  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from seq2seq_jax.config import default_config, load_config
 from seq2seq_jax.errors import UserError
@@ -17,8 +20,9 @@ from seq2seq_jax.tasks.constraints import read_wish
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.methods import check_count
 from seq2seq_jax.tasks.translation import Candidate, Translation
+from seq2seq_jax.tasks.vectors import SentenceEncoder
 from seq2seq_jax.train.checkpoints import Restored
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, list_members
 
 
 class LoadedModel:
@@ -42,7 +46,8 @@ class LoadedModel:
         self.card = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else ""
         self.step = restored.step
         self._experiment = experiment
-        self._program, self._params = join_models(experiment, restored.state.averaged)
+        self._own_params = restored.state.averaged
+        self._program, self._params = join_models(experiment, self._own_params)
         self._engines: dict[tuple[int | None, str], Engine] = {}
         data, tags = self.config["data"], experiment.vocabs.source.tags
         tagged = tuple(tag[1:] for tag in tags if tag.startswith("2"))
@@ -113,6 +118,25 @@ class LoadedModel:
         found = self._run(sentences, size, target, tags, wishes, attention=of)
         return [item.candidates[:nbest] for item in found]
 
+    def vectors(
+        self, sentences: str | Sequence[str], target: str | None = None, tags: Sequence[str] = ()
+    ) -> np.ndarray:
+        """What the encoder makes of each sentence, `[N, D]` float32; of an ensemble the first model's.
+
+        Without attention the last outputs of all layers, else the mean of the outputs: `tasks.vectors` says more.
+
+        Args:
+            sentences, target, tags: as for `translate`. A blank sentence gets the vector of its end.
+        """
+        lines = _list_sentences(sentences)
+        return self._encoder.encode(self._own_params, lines, tags=self._list_tags(target, tags))[0]
+
+    @functools.cached_property
+    def _encoder(self) -> SentenceEncoder:
+        training, decode = self._experiment.training, self.config["decode"]
+        limits = {"rows": decode["rows"], "max_len": decode["max_source_len"]}
+        return SentenceEncoder(training.program, training.model, self._experiment.vocabs, **limits)
+
     def _choose_size(self, beam_size: int | None, nbest: int = 1) -> int:
         """The beam, or how many outputs are drawn."""
         keys = self.config["decode"]
@@ -146,12 +170,9 @@ class LoadedModel:
         wishes: Sequence[Mapping[str, Any] | None] | None,
         attention: str = "none",
     ) -> list[Translation]:
-        lines = [sentences] if isinstance(sentences, str) else list(sentences)
+        lines = _list_sentences(sentences)
         if wishes is not None and len(wishes) != len(lines):
             raise UserError(f"wishes must be one for each of {len(lines)} sentences, but there are {len(wishes)}.")
-        for line in lines:
-            if not isinstance(line, str):
-                raise UserError(f"sentences must be strings, but one is {line!r} instead.")
         before = self._list_tags(target, tags)
         if (size, attention) not in self._engines:
             search = self._experiment.training.make_search(size)
@@ -169,12 +190,20 @@ class LoadedModel:
         return translator.translate(self._params, lines, wishes=asked)
 
 
+def _list_sentences(sentences: str | Sequence[str]) -> list[str]:
+    lines = [sentences] if isinstance(sentences, str) else list(sentences)
+    for line in lines:
+        if not isinstance(line, str):
+            raise UserError(f"sentences must be strings, but one is {line!r} instead.")
+    return lines
+
+
 def load_model(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> LoadedModel:
     """Reads an exported model (`--mode=export`) or the best checkpoint of a run's folder, onto one device.
 
     Args:
         path: a folder; or several, of models with the same vocabularies, which search together as an ensemble: the
-            first one's config says how.
+            first one's config says how. The folder of an ensemble (`--members`) stands for those of its members.
 
     Raises:
         UserError: there is neither, or it is damaged; or the vocabularies of several differ.
@@ -183,7 +212,8 @@ def load_model(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
     if not paths:
         raise UserError("paths must name at least one folder of a model, but there is none.")
-    root, *others = [Path(each).expanduser().absolute() for each in paths]
+    folders = [Path(each).expanduser().absolute() for each in paths]
+    root, *others = [one for each in folders for one in (list_members(each) or [each])]
     if not (root / "config.json").is_file():
         raise UserError(f"{root}: there is no model here: name a folder made by --mode=export, or a run's folder.")
     config = load_config(root / "config.json")

@@ -70,7 +70,26 @@ def _run(argv: list[str]) -> int:
     root = find_root(given, argv)
     if given.config is not None:  # compare and rescore need none
         check_config(given.config)
+    _refuse_ensembles(given, root)
     return RUNNERS[given.mode](given, given.config, root)
+
+
+def _refuse_ensembles(given: flags.FlagValues, root: Path) -> None:
+    """Refuses the folder of an ensemble (`--members`) where one run is meant."""
+    flagged = {name: given[name].value for name in ("init_from", "reverse")}
+    named = {name: Path(value).expanduser() for name, value in flagged.items() if value}
+    if given.mode in OF_ONE_RUN:
+        named["workdir"] = root
+    if not named:
+        return
+    from seq2seq_jax.workdir import list_members
+
+    for name, path in named.items():
+        if members := list_members(path):
+            raise UserError(
+                f"--{name}={path}: must be one run with --mode={given.mode}, but is an ensemble of {len(members)} "
+                f"instead; name a member, such as {members[0]}."
+            )
 
 
 def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
@@ -83,16 +102,22 @@ def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> in
         # Only now: nothing may ask for devices before the hosts have found each other.
         from seq2seq_jax.experiment import versions
         from seq2seq_jax.modes.evaluate import evaluate
+        from seq2seq_jax.modes.members import join_members, train_members
         from seq2seq_jax.modes.train import train
-        from seq2seq_jax.workdir import Folder, claim
+        from seq2seq_jax.workdir import Folder, claim, list_members
 
         keys = {f"config.{key}": value for key, value in flatten(config).items()}
-        hosts.check_same("start", {"--mode": given.mode, "Python": platform.python_version(), **versions(), **keys})
+        members = len(list_members(root)) if given.members is None else given.members  # 0: a single run
+        keys |= {"--mode": given.mode, "--members": members}
+        hosts.check_same("start", {"Python": platform.python_version(), **versions(), **keys})
         if given.mode == "evaluate":
-            results, place = evaluate(config, root, hosts), Folder(root).evaluation
+            place = Folder(root).evaluation
+            results = evaluate(*join_members(config, root), hosts, place=place)
         else:
             with claim(root, fresh=given.fresh, hosts=hosts):
-                results, place = train(config, root, hosts), root
+                single = given.members is None and not members
+                results = train(config, root, hosts) if single else train_members(config, root, members, hosts)
+                place = root
         return _report(results, place, as_json=given.json) if hosts.is_primary else 0
 
 
@@ -112,8 +137,9 @@ def _set_up_jax() -> None:
 
 def _describe(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     from seq2seq_jax.modes.describe import describe, render
+    from seq2seq_jax.workdir import list_members
 
-    report = describe(config, root)
+    report = describe(config, (list_members(root) or [root])[0])  # of an ensemble: one member
     print(json.dumps(report) if given.json else render(report))
     return 0
 
@@ -126,8 +152,9 @@ def _plan(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     if given.topology and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")  # nobody shall look for a TPU to run on
     from seq2seq_jax.modes.plan import plan, render
+    from seq2seq_jax.workdir import list_members
 
-    report = plan(config, root, given.topology)
+    report = plan(config, (list_members(root) or [root])[0], given.topology)
     print(json.dumps(report) if given.json else render(report), flush=True)
     if report["cure"]:
         raise UserError(f"{given.topology or 'the devices at hand'}: {report['cure']}")
@@ -159,6 +186,10 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
     for name in ("bleu", "chrf", "bleu_tokenized_lowercase"):
         if name in scores:
             print(f"  {name:26s}{scores[name]:6.2f}   {scores[f'{name}_signature']}")
+    if "members" in results:
+        from seq2seq_jax.modes.members import render
+
+        print(render(results))
     print(f"run: {root}")
     return 0
 
@@ -166,8 +197,10 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
 def _translate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     _set_up_jax()
     from seq2seq_jax.modes.lines import count_lines, open_output, read_input
+    from seq2seq_jax.modes.members import join_members
     from seq2seq_jax.modes.translate import translate
 
+    config, root = join_members(config, root)
     lines, total = read_input(given.input), count_lines(given.input)
     with contextlib.closing(lines), open_output(given.output) as output:
         translate(config, root, lines, output, nbest=given.nbest, total=total, constraints=given.constraints)
@@ -232,6 +265,17 @@ def _score(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     return 0
 
 
+def _vectors(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    _set_up_jax()
+    from seq2seq_jax.modes.lines import read_input
+    from seq2seq_jax.modes.vectors import write_vectors
+
+    lines = read_input(None if given.input == "-" else given.input)
+    with contextlib.closing(lines):
+        write_vectors(config, root, lines, given.output)
+    return 0
+
+
 def _rescore(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> int:
     """N-best lists with new features, totals and weights; what came of it, in words or as JSON."""
     _set_up_jax()
@@ -249,6 +293,7 @@ RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "evaluate": _run_on_hosts,
     "translate": _translate,
     "score": _score,
+    "vectors": _vectors,
     "rescore": _rescore,
     "describe": _describe,
     "plan": _plan,
@@ -258,6 +303,10 @@ RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "export": _export,
     "compare": _compare,
 }
+
+
+OF_ONE_RUN = ("score", "vectors", "average", "export", "backtranslate")
+"""Modes that an ensemble of several cannot stand for a run in."""
 
 
 if __name__ == "__main__":

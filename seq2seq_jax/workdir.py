@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import secrets
 import time
@@ -79,6 +80,31 @@ class Folder:
     def outputs(self) -> Path:
         """Decoded outputs and pictures."""
         return self.root / "outputs"
+
+    @property
+    def members(self) -> Path:
+        """How many members an ensemble has; only in the folder of one."""
+        return self.root / "members.json"
+
+
+def list_members(root: Path) -> list[Path]:
+    """The folders of an ensemble's members, in order; none where the folder is a run's or nothing yet.
+
+    Raises:
+        UserError: its members.json is damaged.
+    """
+    note = Folder(root).members
+    if not note.is_file():
+        return []
+    try:
+        return [member_folder(root, n) for n in range(int(json.loads(note.read_bytes())["members"]))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{note}: does not say how many members there are; train with --members=N again.") from error
+
+
+def member_folder(root: Path, n: int) -> Path:
+    """The folder of an ensemble's member n, which is a run's like any other."""
+    return root / f"member-{n}"
 
 
 @contextlib.contextmanager

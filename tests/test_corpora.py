@@ -9,6 +9,7 @@ import pytest
 from seq2seq_jax.config import default_config, with_absolute_prefixes
 from seq2seq_jax.corpora import (
     Corpus,
+    describe_prepared,
     list_specs,
     list_tags,
     measure_coverage,
@@ -18,7 +19,7 @@ from seq2seq_jax.corpora import (
 )
 from seq2seq_jax.data.pipeline import build_batch, tokenise
 from seq2seq_jax.data.sources import make_text
-from seq2seq_jax.data.vocab import EOS_ID
+from seq2seq_jax.data.vocab import EOS_ID, Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.tasks.engine import Engine
@@ -108,6 +109,38 @@ def test_a_mixture_is_planned_by_its_shares(folder, tmp_path):
     ids = np.concatenate([plan.batch(n).example_ids for n in range(plan.batches_per_epoch)])
     assert np.bincount(ids[ids >= 0] >= 60).tolist() == [9, 81]
     assert f"{folder / 'talks'} 90.0%" in plan.describe()
+
+
+def test_batches_have_so_many_sentences_of_similar_length(folder, tmp_path):
+    """Whatever their lengths; only the last batch of a shape has rows that fill."""
+    rng = np.random.default_rng(0)
+    pairs = [(f"word {n} " * int(rng.integers(1, 30)), f"Wort {n} " * int(rng.integers(1, 30))) for n in range(400)]
+    write_pairs(folder / "uneven", pairs)
+    line = f"{folder / 'uneven'}, {folder / 'news'}?weight=2"
+    config = config_of(train=line, dev=str(folder / "talks"), test=str(folder / "talks"))
+    config.data.update(sentences_per_batch=24, max_shapes=4, tokens_per_batch=1, curriculum_epochs=1)
+    splits = open_splits(config)
+    corpus = Corpus.make(config, obtain_vocabs(config, tmp_path / "v", splits.train, keep=False), splits)
+    plan = corpus.plan
+    planned = [plan.batch(n) for n in range(2 * plan.batches_per_epoch)]
+    assert {batch.shape.rows for batch in planned} == {24} and 1 < len(plan.shapes) <= 4
+    for epoch in range(2):
+        short = [batch.shape for batch in planned if batch.epoch == epoch and (batch.example_ids < 0).any()]
+        assert len(short) == len(set(short))  # a shape has one at most
+    assert sum((batch.example_ids >= 0).sum() for batch in planned) == 2 * plan.examples_per_epoch
+    one = config_of(train=line, dev=str(folder / "talks"), test=str(folder / "talks"))
+    one.data.update(sentences_per_batch=24, max_shapes=1)
+    assert plan.pad_share < Corpus.make(one, Vocabs.load(tmp_path / "v"), splits).plan.pad_share - 0.1
+    assert {corpus.dev_plan.batch(n).shape.rows for n in range(corpus.dev_plan.batches_per_epoch)} == {24}
+    assert build_batch(corpus.pairs, planned[0]).source.shape[0] == 24
+
+
+def test_the_size_of_a_second_vocabulary_is_in_a_prepared_corpus_recipe_where_it_is_set(folder):
+    config = config_of(train=str(folder / "news"))
+    config.vocab.joint = False
+    assert "target_size" not in describe_prepared(config)["vocab"]  # recipes of before it was there stay good
+    config.vocab.target_size = 50
+    assert describe_prepared(config)["vocab"]["target_size"] == 50
 
 
 def test_auto_is_held_out_of_the_first_corpus(folder):

@@ -202,7 +202,7 @@ def check(features: int, slots: int, steps: int) -> None:
 
     from configs.gnmt import get_config
     from seq2seq_jax.experiment import make_training
-    from seq2seq_jax.modes.plan import longest_shape
+    from seq2seq_jax.modes.largest_batch import longest_shape
     from seq2seq_jax.parallel.roofline import calibrate
     from seq2seq_jax.parallel.shard import place_batch
     from seq2seq_jax.parallel.topology import analyse, read_memory

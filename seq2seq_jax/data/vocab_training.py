@@ -91,6 +91,7 @@ def train_vocabs(
     joint: bool = True,
     kind: str = "sentencepiece",
     size: int = 8000,
+    target_size: int = 0,
     model: str = "unigram",
     character_coverage: float = 1.0,
     normalization: str = "nmt_nfkc",
@@ -98,9 +99,12 @@ def train_vocabs(
     seed: int = 0,
     tags: Sequence[str] = (),
 ) -> Vocabs:
-    """Builds the vocabularies of a language pair; `joint` makes one of both sides' text. See `train_vocab`."""
+    """Builds the vocabularies of a language pair; `joint` makes one of both sides' text. See `train_vocab`.
 
-    def train(lines: Sequence[str]) -> Vocab:
+    Two vocabularies may have two sizes: `target_size`, where it is not 0, is the target's.
+    """
+
+    def train(lines: Sequence[str], size: int = size) -> Vocab:
         return train_vocab(
             lines,
             kind=kind,
@@ -116,7 +120,7 @@ def train_vocabs(
     if joint:
         vocab = train([*source_lines, *target_lines])
         return Vocabs(vocab, vocab, joint=True)
-    return Vocabs(train(source_lines), train(target_lines))
+    return Vocabs(train(source_lines), train(target_lines, target_size or size))
 
 
 def _train_sentencepiece(

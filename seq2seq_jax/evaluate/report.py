@@ -64,6 +64,18 @@ def render_page(
         ("config", "Config" if len(names) == 1 else "Config: what differs", _show_keys(keys, names)),
         ("runs", "Runs", _show_runs(runs)),
     ]
+    return frame_page(title, f"{comparison['sentences']:,} sentences.", sections, made_by=made_by)
+
+
+def frame_page(title: str, note: str, sections: Sequence[tuple[str, str, Markup | None]], *, made_by: str = "") -> str:
+    """A page of sections, with links to them.
+
+    Args:
+        title: its heading.
+        note: a line below it.
+        sections: of each the anchor, the heading and what is in it; None is left out.
+        made_by: versions, for the foot of the page.
+    """
     kept = [(key, name, body) for key, name, body in sections if body is not None]
     links = [element("li", element("a", name, attributes={"href": f"#{key}"})) for key, name, _ in kept]
     parts = [element("section", element("h2", name), body, attributes={"id": key}) for key, name, body in kept]
@@ -76,9 +88,9 @@ def render_page(
     )
     body = element(
         "body",
-        element("a", "Skip to the scores", attributes={"class": "skip", "href": "#scores"}),
+        element("a", f"Skip to {kept[0][1]}", attributes={"class": "skip", "href": f"#{kept[0][0]}"}),
         element("h1", title),
-        element("p", f"{comparison['sentences']:,} sentences.", attributes={"class": "note"}),
+        element("p", note, attributes={"class": "note"}),
         element("nav", element("ul", *links), attributes={"aria-label": "Sections"}),
         element("main", *parts),
         element("footer", element("p", made_by, attributes={"class": "note"})),

@@ -10,8 +10,10 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from seq2seq_jax.config import vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.experiment import Training, count_bytes, count_parameters, make_training
+from seq2seq_jax.modes.largest_batch import most_slots
 from seq2seq_jax.parallel.shard import plan_leaves
 
 
@@ -24,7 +26,7 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         vocabs = Vocabs.load(root / "vocab")
         sizes, origin = (len(vocabs.source), len(vocabs.target)), "of the run's own vocabulary"
     else:
-        sizes, origin = (config.vocab.size, config.vocab.size), "config.vocab.size (the corpus may give fewer)"
+        sizes, origin = vocab_sizes(config), "config.vocab.size (the corpus may give fewer)"
     training = make_training(config, *sizes)
     state = nn.meta.unbox(training.boxed_state)
     modules = {name: count_parameters(tree) for name, tree in sorted(state.params.items())}
@@ -35,7 +37,7 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
     average = {"average": count_bytes(state.ema)} if keys.ema_decay else {}
     if average:
         here["average"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().ema)))
-    slots = data.tokens_per_batch * keys.accumulate
+    slots = most_slots(config) * keys.accumulate
     return {
         "model": config.model.name,
         "parameters": count_parameters(state.params),
@@ -57,6 +59,7 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
             "mesh": dict(training.mesh.shape),
         },
         "steps": keys.steps,
+        "epochs": keys.epochs,
         "slots_per_step": slots,
         "slots_in_all": slots * keys.steps,
         "checkpoints_every": keys.save_every,
@@ -108,6 +111,9 @@ def render(report: dict[str, Any]) -> str:
             f"{row['bytes_per_device'] / 2**20:>9,.2f} MiB a device"
         )
     mesh, layout = report["layout"]["mesh"], report["layout"]
+    steps = f"{report['steps']:,} steps"
+    if report["epochs"]:
+        steps = f"{report['epochs']:g} epochs ({steps} by config.train.steps, counted when the corpus is read)"
     sizes_said = " x ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "one device"
     here = report["memory_bytes_per_device"]
     lines.append(
@@ -117,7 +123,7 @@ def render(report: dict[str, Any]) -> str:
     lines += [
         f"vocabulary: source {sizes['source']:,}, target {sizes['target']:,}, {sizes['from']}",
         "memory: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in memory.items()),
-        f"training: {report['steps']:,} steps of at most {report['slots_per_step']:,} token slots, "
+        f"training: {steps} of at most {report['slots_per_step']:,} token slots, "
         f"{report['slots_in_all']:,} in all; a checkpoint every {report['checkpoints_every']:,} steps, "
         f"dev scores every {report['evaluations_every']:,}",
         f"compiled when first met: the train step for at most {report['compilations']['train_step_at_most']} shapes, "

@@ -14,7 +14,7 @@ from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.tasks.search import Program
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, list_members
 
 LANGUAGE_MODEL = "language_model"
 
@@ -36,7 +36,8 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
         UserError: a folder has no model, or one with other vocabularies.
     """
     program, keys = experiment.training.program, experiment.config.decode
-    names = [name.strip() for name in keys.ensemble.split(",") if name.strip()]
+    given = [Path(name.strip()).expanduser() for name in keys.ensemble.split(",") if name.strip()]
+    names = [str(one) for path in given for one in (list_members(path) or [path])]  # an ensemble stands for its members
     if names:
         members = [load_member(name, experiment, "config.decode.ensemble") for name in names]
         for name, (member, _) in zip(names, members, strict=True):

@@ -22,28 +22,36 @@ from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import BEST
 from seq2seq_jax.train.writers import write_json
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, list_members
 
 OF_TRAINING = ("data.", "clean.", "train.", "sequence.")
 """Sections that say how a model came about, and not what it is."""
 
 
-def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
-    """Evaluates a trained run's best checkpoint on `config.data.test`, with the models that search beside it."""
+def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, place: Path | None = None) -> dict[str, Any]:
+    """Evaluates a trained run's best checkpoint on `config.data.test`, with the models that search beside it.
+
+    Writes results.json and outputs/ to `place`, by default the folder `evaluation` in that of the run.
+    """
+    place = place or Folder(root).evaluation
+    results = evaluate_into(place, config, root, hosts)
+    if hosts.is_primary:
+        write_json(place / "results.json", results)
+    return results
+
+
+def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
+    """What `evaluate` returns; leaves outputs/ in `place`, but no results.json."""
     from seq2seq_jax.modes.ensemble import join_models  # which loads runs by this module
 
-    folder = Folder(root)
     config = with_absolute_prefixes(config)
-    experiment, chosen = load_run(config, folder)
+    experiment, chosen = load_run(config, Folder(root))
     test = open_test(config, prepared_folder(config, root))
     with StopSignal(hosts.look) as stop:
         models = join_models(experiment, chosen.state.averaged)
-        scores = evaluate_test(experiment, chosen, test, Folder(folder.evaluation), stop, hosts, models)
+        scores = evaluate_test(experiment, chosen, test, Folder(place), stop, hosts, models)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
-    results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
-    if hosts.is_primary:
-        write_json(folder.evaluation / "results.json", results)
-    return results
+    return {**results, "test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
 
 
 def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
@@ -52,6 +60,12 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
     Raises:
         UserError: nothing was trained here, or with another model.
     """
+    members = list_members(folder.root)
+    if members:
+        raise UserError(
+            f"{folder.root}: is an ensemble of {len(members)} runs, and one is needed here: name {members[0]} or "
+            "another of them."
+        )
     saved = load_config(folder.config)
     check_resume(config, saved, folder.config, free=(*RESUMABLE, *OF_TRAINING, "decode.", "evaluate."))
     if is_model_folder(folder.root):

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from seq2seq_jax.config import vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Training, count_parameters, make_training
+from seq2seq_jax.modes.largest_batch import longest_shape, spread_batch, suggest_smaller
 from seq2seq_jax.modes.scoring import describe_search, say
-from seq2seq_jax.parallel.layout import fill_sizes
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
 
@@ -54,7 +54,8 @@ def plan(
     devices = describe_devices(topology) if topology else list(jax.devices())
     effort = effort if topology else 0.0
     config, note = spread_batch(config, len(devices)) if topology else (config, "")
-    training = make_training(config, *_find_vocab_sizes(config, root), devices=devices)
+    sizes = _find_vocab_sizes(config, root)
+    training = make_training(config, *sizes, devices=devices, updates_per_epoch=1.0)  # the programs are the same
     mesh, layout = training.mesh, training.layout
     hardware = find_hardware(devices[0]) or calibrate(devices[0], devices=len(devices))
     rows, source_len, target_len = longest_shape(config)
@@ -86,52 +87,7 @@ def _find_vocab_sizes(config: ConfigDict, root: Path) -> tuple[int, int]:
     if (root / "vocab" / "vocabs.json").exists():
         vocabs = Vocabs.load(root / "vocab")
         return len(vocabs.source), len(vocabs.target)
-    return config.vocab.size, config.vocab.size
-
-
-def spread_batch(config: ConfigDict, devices: int) -> tuple[ConfigDict, str]:
-    """The config with a batch for so many devices, and what was changed.
-
-    A batch that already divides among the devices of the mesh stays. Else `tokens_per_batch` is taken
-    for one device's.
-    """
-    wanted = _count_devices(config, devices)
-    if config.data.rows_multiple % wanted == 0:
-        return config, ""
-    config = ConfigDict(config.to_dict())
-    tokens, multiple = config.data.tokens_per_batch, config.data.rows_multiple
-    config.data.update(rows_multiple=wanted, tokens_per_batch=tokens * wanted)
-    return config, (
-        f"the config's batch of {tokens:,} slots, rows in multiples of {multiple}, does not divide among {wanted:,} "
-        f"devices: planned with {tokens:,} slots a device; to train so, --config.data.rows_multiple={wanted} "
-        f"--config.data.tokens_per_batch={tokens * wanted}"
-    )
-
-
-def _count_devices(config: ConfigDict, devices: int) -> int:
-    """The size of the mesh that the config asks for."""
-    keys = config.parallel
-    sizes = [keys.data, keys.fsdp, *fill_sizes(keys.strategy, stage=keys.stage, tensor=keys.tensor)]
-    fixed = math.prod(size for size in sizes if size > 0)
-    return devices // fixed * fixed if -1 in sizes and fixed <= devices else fixed
-
-
-def longest_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """Rows, source and target length of the batch that takes most memory.
-
-    Raises:
-        UserError: the token budget holds not even the least rows of it.
-    """
-    data = config.data
-    length = data.max_source_len + data.max_target_len
-    rows = data.tokens_per_batch // length // data.rows_multiple * data.rows_multiple
-    if rows == 0:
-        raise UserError(
-            f"config.data.tokens_per_batch = {data.tokens_per_batch} is too small: {data.rows_multiple} rows of the "
-            f"longest shape need {data.rows_multiple * length}; raise it, or lower config.data.max_source_len and "
-            "config.data.max_target_len."
-        )
-    return rows, data.max_source_len, data.max_target_len
+    return vocab_sizes(config)
 
 
 def _plan_train(training: Training, hardware: Hardware, shape: tuple[int, int, int], effort: float) -> dict[str, Any]:
@@ -300,14 +256,9 @@ def _tell_cure(training: Training, hardware: Hardware, memory: dict[str, float],
     """One line: what does not fit, what fills the memory, and what to change."""
     parts = sorted((size, name) for name, size in memory.items() if name not in ("total", "free", "batch", "padding"))
     filled = ", ".join(f"{name} {_bytes(size)}" for size, name in reversed(parts) if size)
-    data, sizes, changes = training.config.data, training.mesh.shape, []
-    half = data.tokens_per_batch // 2
+    sizes, changes = training.mesh.shape, []
     if memory["parameters"] + memory.get("optimizer", 0.0) < hardware.memory:  # else no batch is small enough
-        if half >= data.rows_multiple * (data.max_source_len + data.max_target_len):
-            multiple = f"--config.data.rows_multiple={data.rows_multiple} " if data.rows_multiple != 8 else ""
-            changes.append(f"fewer tokens ({multiple}--config.data.tokens_per_batch={half})")
-        else:
-            changes.append("shorter sentences (--config.data.max_source_len, --config.data.max_target_len)")
+        changes.append(suggest_smaller(training.config))
     if sizes["stage"] == 1 and sizes["tensor"] == 1 and training.mesh.size > sizes["fsdp"]:
         changes.append(f"parameters split (--config.parallel.data=1 --config.parallel.fsdp={training.mesh.size})")
     if sizes["stage"] == 1 and training.mesh.size > 1:

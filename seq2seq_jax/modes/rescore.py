@@ -1,4 +1,9 @@
-"""`--mode=rescore`: n-best lists of any system, with models' log-probabilities as features, and new weights."""
+"""`--mode=rescore`: n-best lists of any system, with models' log-probabilities as features, and new weights.
+
+The weights are tuned, read from a file, or those of an even average of two scores (Sutskever et al. 2014,
+arXiv:1409.3215, section 3.2): half the list's own total, half the log-probability of the model. Several models are an
+ensemble: its log-probability is the mean of theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import load_config
-from seq2seq_jax.data.nbest import Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
+from seq2seq_jax.data.nbest import TOTAL, Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.errors import UserError
@@ -21,10 +26,13 @@ from seq2seq_jax.evaluate.tuning import RESTARTS, Lists, cross_validate, find_or
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.lines import open_output
 from seq2seq_jax.modes.scoring import say
-from seq2seq_jax.modes.weights import match_weights, name_models, read_weights
+from seq2seq_jax.modes.weights import match_weights, name_feature, name_models, read_weights
 from seq2seq_jax.tasks.score import Scorer
 from seq2seq_jax.train.writers import format_duration, write_json
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, list_members
+
+AVERAGE = "average"
+"""The value of --weights that averages; a file of this name is `./average`."""
 
 GROUP = 8
 """Batches of pairs that are scored between two looks at the clock."""
@@ -43,7 +51,7 @@ class Request:
         source: the system's input, line N for segment N; what models read, except language models.
         reference: as many references; what weights are tuned and judged by.
         models: folders of runs.
-        weights: of every feature, as tuning writes them; None tunes.
+        weights: a file of those of every feature, as tuning writes it; or `AVERAGE`; None tunes.
         metric: one of `METRICS`.
     """
 
@@ -60,7 +68,12 @@ class Request:
         if self.metric not in METRICS:
             raise UserError(f"--metric must be one of {', '.join(METRICS)}, but is {self.metric!r} instead.")
         if self.weights is None and self.reference is None:
-            raise UserError("--reference is missing: weights are tuned on references, or given by --weights=FILE.json.")
+            raise UserError(
+                "--reference is missing: weights are tuned on references, or given by --weights=FILE.json or "
+                "--weights=average."
+            )
+        if self.weights == AVERAGE and not self.models:
+            raise UserError("--weights=average: there is no model to average with; name one by --models=RUN.")
         for model in self.models:
             if not (model / "config.json").is_file():
                 raise UserError(f"--models: {model} has no model: name runs' folders, separated by commas.")
@@ -82,10 +95,11 @@ def read_request(config: ConfigDict | None, root: Path, flags: dict[str, str | N
     if not output:
         raise UserError("--output is missing: name the file that gets the new lists.")
     if flags["metric"] and flags["weights"] is not None and flags["reference"] is None:
-        raise UserError("--metric goes with --reference: with --weights=FILE.json alone nothing is tuned or judged.")
+        raise UserError("--metric goes with --reference: with --weights alone nothing is tuned or judged.")
     names = [name.strip() for name in models.split(",")] if models else []
     # An empty --models= is none at all: the lists' own features.
-    paths = (root.absolute(),) if models is None else tuple(Path(name).expanduser().absolute() for name in names)
+    named = [root.absolute()] if models is None else [Path(name).expanduser().absolute() for name in names]
+    paths = tuple(one for path in named for one in (list_members(path) or [path]))  # an ensemble's are its members
     rest = (flags["source"], flags["reference"])
     request = Request(lists, output, *rest, paths, flags["weights"], flags["metric"] or "bleu")
     request.check()
@@ -107,8 +121,10 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
         UserError: a file is missing or not what it should be, or nothing can be scored.
     """
     items, sources, references = _read_texts(request)
-    given = read_weights(Path(request.weights)) if request.weights is not None else None
+    averages = request.weights == AVERAGE
+    given = None if request.weights is None or averages else read_weights(Path(request.weights))
     metric = make_metric(request.metric, target=_find_target(config, request.models))  # refuses before the work
+    items, total = name_total(items) if averages else (items, None)
     own = list_columns(items)
     models: dict[str, dict[str, Any]] = {}
     taken = {name for name, _ in own}
@@ -117,6 +133,9 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
         items, models[name] = add_scores(items, sources, path, config, name)
     columns = [*own, *((name, 0) for name in models)]
     weights = None if given is None else match_weights(given, columns, file=request.weights, lists=request.lists)
+    if averages:
+        half = {total: 0.5} | dict.fromkeys(models, 0.5 / len(models))
+        weights = np.array([half.get(name, 0.0) for name, _ in columns])
     report: dict[str, Any] = {"metric": metric.name, "signature": metric.signature}
     report |= {"segments": len(group_segments(items)), "hypotheses": len(items), "models": models, "scores": {}}
     if references is not None:
@@ -153,6 +172,14 @@ def _find_target(config: ConfigDict | None, models: Sequence[Path]) -> str:
     if config is None:
         return load_config(models[0] / "config.json").data.target if models else ""
     return str(config.data.target)
+
+
+def name_total(items: Sequence[Hypothesis]) -> tuple[list[Hypothesis], str]:
+    """The hypotheses with the total that the system ranked by as a feature, and its name."""
+    if all(item.features.get(TOTAL) == (item.total,) for item in items):
+        return list(items), TOTAL
+    name = name_feature(Path(TOTAL), {name for item in items for name in item.features})
+    return [dataclasses.replace(item, features=item.features | {name: (item.total,)}) for item in items], name
 
 
 def reads_source(model: Path) -> bool:

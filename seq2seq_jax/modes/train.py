@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,17 +57,26 @@ from seq2seq_jax.train.tensorboard import TensorBoard, check_tensorboard
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
 from seq2seq_jax.workdir import Folder
 
+Check = Callable[[Mapping[str, str]], None]
 
-def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
+
+def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check | None = None) -> dict[str, Any]:
     """Trains or resumes the run in `root`, then evaluates the best checkpoint on the test split.
 
     With several hosts all of them do all of this together, but only the first one writes.
+
+    Args:
+        config, root: the run's, and its folder.
+        hosts: of this training.
+        check: receives sha256 of "train", "dev", "test" and "vocabulary" and refuses what it must; the vocabulary is
+            then the one in the run's folder as it is.
     """
     started = time.monotonic()
     folder = Folder(root)
     config = with_absolute_prefixes(config)
     _check_extras(config)
-    experiment, corpus, splits, covered = _set_up(config, folder, hosts)
+    experiment, corpus, splits, covered = _set_up(config, folder, hosts, check)
+    config = experiment.config  # its steps are counted
     with (
         StopSignal(hosts.look) as stop,
         Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, warn=warn, **best_by(config)) as checkpoints,
@@ -119,7 +129,9 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any
     return results
 
 
-def _set_up(config: ConfigDict, folder: Folder, hosts: Hosts) -> tuple[Experiment, Corpus, Splits, dict[str, Any]]:
+def _set_up(
+    config: ConfigDict, folder: Folder, hosts: Hosts, check: Check | None
+) -> tuple[Experiment, Corpus, Splits, dict[str, Any]]:
     """The experiment, its data, and what its vocabularies cover of them; writes the config once all of it fits."""
     begun = hosts.share("begun", lambda: any(folder.checkpoints.glob("[0-9]*")))
     if begun:
@@ -127,17 +139,32 @@ def _set_up(config: ConfigDict, folder: Folder, hosts: Hosts) -> tuple[Experimen
     prepared = find_prepared(config, folder.root, check=hosts.is_primary)
     splits = open_splits(config, prepared=prepared, report_path=folder.left_out if hosts.is_primary else None)
     hosts.check_same("data", {f"{name} corpus with digest": digest for name, digest in splits.digests.items()})
-    vocabs = hosts.primary_first("vocab", lambda: obtain_vocabs(config, folder.vocab, splits.train, keep=begun))
+    keep = begun or check is not None
+    vocabs = hosts.primary_first("vocab", lambda: obtain_vocabs(config, folder.vocab, splits.train, keep=keep))
+    if check is not None:
+        check({**splits.digests, "vocabulary": vocabs.digest})
     devices = [device.device_kind for device in jax.local_devices()]
     hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
     experiment = build(config, vocabs)
     join_models(experiment, None)  # refuses now what the test at the end could not search with
     corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
+    experiment = _count_epochs(experiment, corpus)
     if hosts.is_primary:
-        write_json(folder.config, config.to_dict())
+        write_json(folder.config, experiment.config.to_dict())
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
     covered = _tell_coverage(measure_coverage(config, vocabs, splits), vocabs)
     return experiment, corpus, splits, covered
+
+
+def _count_epochs(experiment: Experiment, corpus: Corpus) -> Experiment:
+    """The experiment with what goes by epochs: `train.steps` where `train.epochs` counts, and the schedule's rates."""
+    config = ConfigDict(experiment.config.to_dict())
+    keys, updates = config.train, corpus.plan.batches_per_epoch / config.train.accumulate
+    if keys.epochs:
+        keys.steps = max(1, math.ceil(keys.epochs * updates - 1e-6))  # whole epochs are not made longer by rounding
+        say(f"epochs: config.train.epochs={keys.epochs:g} of {updates:,.6g} updates: {keys.steps:,} steps")
+        _check_profile(config)
+    return build(config, experiment.vocabs, updates_per_epoch=updates)
 
 
 def _check_extras(config: ConfigDict) -> None:
@@ -148,12 +175,18 @@ def _check_extras(config: ConfigDict) -> None:
             missing.
     """
     make_model(config, 8, 8)
+    if not config.train.epochs:
+        _check_profile(config)
+    if config.train.tensorboard:
+        check_tensorboard()
+
+
+def _check_profile(config: ConfigDict) -> None:
+    """Refuses steps to profile that the run will not take."""
     try:
         parse_profile_steps(config.train.profile_steps, config.train.steps)
     except ValueError as error:
         raise UserError(f"config: {error}") from error
-    if config.train.tensorboard:
-        check_tensorboard()
 
 
 def _start(

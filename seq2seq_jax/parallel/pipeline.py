@@ -108,13 +108,15 @@ def wavefront(
         carry, received = state
         turn = k - own
         live = (turn >= 0) & (turn < count)
-        if working is not None:
-            live = live & working()
         at = jnp.clip(turn, 0, count - 1)
         at = count - 1 - at if reverse else at
         h = jnp.where(own == 0, xs[at], received)
         piece = jax.tree.map(lambda a: a[at], pieces)
-        carry, h = lax.cond(live, advance, lambda carry, h, piece: (carry, h), carry, h, piece)
+        if working is None:  # a conditional would save its weights at every tick; who has no chunk would wait anyway
+            new, h = advance(carry, h, piece)
+            carry = jax.tree.map(lambda a, b: jnp.where(live, a, b), new, carry)
+        else:
+            carry, h = lax.cond(live & working(), advance, lambda carry, h, piece: (carry, h), carry, h, piece)
         return (carry, lax.ppermute(h, stage, [(i, i + 1) for i in range(stages - 1)])), h
 
     start = (initial, jnp.zeros_like(xs[0]))

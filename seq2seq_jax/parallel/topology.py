@@ -47,7 +47,9 @@ def describe_devices(topology: str) -> list[jax.Device]:
 
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # both cores of a v4 as one device
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}  # its two cores as one device
+    if math.prod(sizes) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)  # else a host has four chips
     try:
         devices = list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except RuntimeError as error:

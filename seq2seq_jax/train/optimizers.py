@@ -66,6 +66,7 @@ class Numbers:
     eps: float
     momentum: float
     weight_decay: float
+    rho: float
     adam_steps: int
     adam_learning_rate: float
 
@@ -125,7 +126,7 @@ OPTIMIZERS: dict[str, Callable[[Numbers], optax.GradientTransformation]] = {
     # square of 1, moments are factored where two axes have at least 128. No momentum.
     "adafactor": lambda n: optax.adafactor(n.schedule),
     "adagrad": lambda n: optax.adagrad(n.schedule),  # sums begin at 0.1, eps 1e-7
-    "adadelta": lambda n: optax.adadelta(n.schedule),  # rho 0.9, eps 1e-6: a rate of 1 is the paper's
+    "adadelta": lambda n: optax.adadelta(n.schedule, rho=n.rho),  # eps 1e-6; a rate of 1 is the paper's
     "rmsprop": lambda n: optax.rmsprop(n.schedule, eps=n.eps, momentum=n.momentum or None),  # decay 0.9
     "lamb": lambda n: optax.lamb(n.schedule, **n.moments, **n.decay),
     "lion": lambda n: optax.lion(n.schedule, b1=n.b1, b2=n.b2, **n.decay),  # the paper's b2 is 0.99, its rate low
@@ -147,6 +148,7 @@ def make_optimizer(
     eps: float = 1e-8,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    rho: float = 0.9,
     adam_steps: int = 0,
     adam_learning_rate: float = 0.0,
 ) -> optax.GradientTransformation:
@@ -161,6 +163,7 @@ def make_optimizer(
         eps: of Adam and its kin, and of RMSProp.
         momentum: `WITH_MOMENTUM` only.
         weight_decay: decoupled (times the rate), on matrices only; `WITH_DECAY` only.
+        rho: decay of both means, "adadelta" only.
         adam_steps: steps before the change, "adam_then_sgd" only.
         adam_learning_rate: rate of Adam, "adam_then_sgd" only.
 
@@ -175,7 +178,8 @@ def make_optimizer(
                 f"`{key}` must be 0 with the optimizer {name!r}, which has none, but is {value} instead; those that "
                 f"have it are {', '.join(known)}."
             )
-    chosen = OPTIMIZERS[name](Numbers(schedule, b1, b2, eps, momentum, weight_decay, adam_steps, adam_learning_rate))
+    numbers = Numbers(schedule, b1, b2, eps, momentum, weight_decay, rho, adam_steps, adam_learning_rate)
+    chosen = OPTIMIZERS[name](numbers)
     return optax.chain(clip_by_norm(clip_norm), chosen) if clip_norm > 0 else chosen
 
 

@@ -7,7 +7,11 @@ import optax
 
 from seq2seq_jax.interfaces import Array
 
-SCHEDULES = ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt")
+SCHEDULES = ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt", "halving")
+SCHEDULE_NUMBERS = (
+    "learning_rate", "warmup_steps", "decay_steps", "decay_floor", "decay_start", "decay_every", "decay_times",
+    "halve_after_epochs", "halve_every_epochs",
+)  # fmt: skip
 
 
 def make_schedule(
@@ -20,6 +24,9 @@ def make_schedule(
     decay_start: int = 0,
     decay_every: int = 0,
     decay_times: int = 0,
+    halve_after_epochs: float = 5.0,
+    halve_every_epochs: float = 0.5,
+    updates_per_epoch: float | None = None,
 ) -> optax.Schedule:
     """The learning rate at step n (counted from 0), after a linear warm-up.
 
@@ -33,6 +40,10 @@ def make_schedule(
       decay: Hu et al. 2024, section 4).
     - "gnmt": the peak, halved every `decay_every` steps from `decay_start` on, at most
       `decay_times` times (Wu et al. 2016, section 8.4; Luong et al. 2015).
+    - "halving": the peak, halved when `halve_after_epochs` are done and every `halve_every_epochs` from there on,
+      without end (Sutskever et al. 2014, section 3.4: 5.0 and 0.5). An epoch is `updates_per_epoch` steps, which
+      need not be whole. Where they are None the schedule can be made, but not asked for a rate: so a run's state
+      can be described and read back where its corpus is not there.
 
     Raises:
         ValueError: the name is none of these, or a number it needs is missing.
@@ -52,6 +63,11 @@ def make_schedule(
         raise ValueError(f"`decay_floor` must be more than 0 for 'exponential', but is {decay_floor} instead.")
     if name == "gnmt" and decay_every < 1:
         raise ValueError(f"`decay_every` must be at least 1 for the schedule 'gnmt', but is {decay_every} instead.")
+    if name == "halving" and not (halve_every_epochs > 0 and halve_after_epochs >= 0):
+        raise ValueError(
+            "`halve_every_epochs` must be more than 0 and `halve_after_epochs` at least 0 for 'halving', but are "
+            f"{halve_every_epochs} and {halve_after_epochs} instead."
+        )
     warm = max(warmup_steps, 1)
     begin = max(decay_start, 1) if name == "stable" else warm
 
@@ -69,8 +85,17 @@ def make_schedule(
         elif name == "gnmt":
             halvings = jnp.floor((n - 1 - decay_start) / decay_every) + 1.0
             shape = 0.5 ** jnp.clip(halvings, 0.0, decay_times)
+        elif name == "halving":
+            shape = 0.5 ** count_halvings(n - 1, halve_after_epochs, halve_every_epochs, updates_per_epoch)
         else:
             shape = jnp.float32(1.0)
         return learning_rate * shape * jnp.minimum(1.0, n / warm)
 
     return schedule
+
+
+def count_halvings(step: Array, after: float, every: float, updates_per_epoch: float | None) -> Array:
+    """How often the rate has been halved at a step (from 0): the first time when `after` epochs are done."""
+    if updates_per_epoch is None:
+        raise ValueError("`updates_per_epoch` must be known for the rates of 'halving', but is None instead.")
+    return jnp.maximum(jnp.floor((step - after * updates_per_epoch) / (every * updates_per_epoch)) + 1.0, 0.0)

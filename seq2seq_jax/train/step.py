@@ -42,6 +42,9 @@ class Total:
 Update = Callable[[TrainState, Total], tuple[TrainState, Sums]]
 """`update(state, total) -> (state, sums)`."""
 
+DIVISORS = {"token": "weight", "sentence": "rows"}
+"""What a gradient is a mean over → the sum that counts it."""
+
 
 def init_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> TrainState:
     """The state before the first step.
@@ -58,7 +61,12 @@ def init_state(params: PyTree, optimizer: optax.GradientTransformation, *, ema_d
 
 
 def make_train_step(
-    gradient: Gradient, optimizer: optax.GradientTransformation, *, seed: int, ema_decay: float = 0.0
+    gradient: Gradient,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float = 0.0,
+    loss_per: str = "token",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Builds `step(state, batch) -> (state, sums)`, to be jitted with the state donated; see `make_update`.
 
@@ -67,8 +75,9 @@ def make_train_step(
         optimizer: of the parameters.
         seed: of all random draws, together with the number of the batch.
         ema_decay: of the moving average; 0 is none.
+        loss_per: see `make_update`.
     """
-    update = make_update(optimizer, ema_decay=ema_decay)
+    update = make_update(optimizer, ema_decay=ema_decay, loss_per=loss_per)
     total_of = make_totals(gradient, seed=seed, accumulate=1)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -91,10 +100,13 @@ def make_totals(gradient: Gradient, *, seed: int, accumulate: int) -> Callable[[
     return total_of
 
 
-def make_update(optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> Update:
+def make_update(optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, loss_per: str = "token") -> Update:
     """Builds `update(state, total) -> (state, sums)`: one step down the gradient of the mean.
 
-    `total.sums["weight"]` is the divisor: the mean is taken once, over all batches of the update. An update whose
+    The mean is taken once, over all batches of the update: of the loss over what its `weight` counts, which is tokens
+    (or candidates' sentences), or with `loss_per` "sentence" of the sentences' summed losses over `rows`, the sentences
+    that there are (Sutskever et al. 2014, section 3.4). It is what the optimizer clips. What is logged follows from
+    the sums and is per token in both cases. An update whose
     objective or gradient norm is not finite changes nothing but the counters (`skipped`, and `step`: its batches
     are consumed); one that is not finite itself leaves the parameters alone (its gradient, which was finite,
     enters the moments). Where the parameters stay, so does their average.
@@ -103,8 +115,8 @@ def make_update(optimizer: optax.GradientTransformation, *, ema_decay: float = 0
     """
 
     def update(state: TrainState, total: Total) -> tuple[TrainState, Sums]:
-        weight = jnp.maximum(total.sums["weight"], 1.0)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), total.grads)
+        count = jnp.maximum(total.sums[DIVISORS[loss_per]], 1.0)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), total.grads)
         norm = optax.tree.norm(grads)
 
         def advance() -> tuple[PyTree, PyTree, PyTree, Array]:

@@ -18,6 +18,7 @@ from seq2seq_jax.config import (
     flatten,
     hash_config,
     load_config,
+    vocab_sizes,
     with_absolute_prefixes,
 )
 from seq2seq_jax.corpora import open_splits, open_test
@@ -28,6 +29,8 @@ from seq2seq_jax.train.writers import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = [("gnmt", ""), ("gnmt", "multi30k"), ("gnmt", "paper"), ("language_model", ""), ("lstm", "")]
+PRESETS += [("lstm", "small"), ("lstm", "paper"), ("lstm", "paper_eight")]
+PRESETS += [("rnnsearch", ""), ("rnnsearch", "small"), ("rnnsearch", "paper")]
 
 
 def load(name):
@@ -46,15 +49,15 @@ def test_every_config_file_is_tested():
 def test_presets_build(name, preset):
     config = load(name).get_config(preset)
     check_config(config)
-    module, model_config = make_model(config, config.vocab.size, config.vocab.size)
-    make_training(config, config.vocab.size, config.vocab.size)
+    module, model_config = make_model(config, *vocab_sizes(config))
+    make_training(config, *vocab_sizes(config))
     tokens = jax.ShapeDtypeStruct((1, 2), "int32")
     mask = jax.ShapeDtypeStruct((1, 2), bool)
     shapes = jax.eval_shape(module(model_config).init, jax.random.key(0), tokens, mask, tokens)
     assert count_parameters(shapes) > 100_000
 
 
-@pytest.mark.parametrize("name", ["gnmt", "language_model", "lstm"])
+@pytest.mark.parametrize("name", ["gnmt", "language_model", "lstm", "rnnsearch"])
 def test_docstrings_show_commands_and_unknown_presets_are_refused(name):
     module = load(name)
     assert f"--config=configs/{name}.py" in module.__doc__ and "arXiv" in module.__doc__
@@ -71,6 +74,61 @@ def test_the_paper_says_what_the_paper_says():
     ranking = make_ranking(config.decode)
     assert (ranking.length, ranking.length_penalty, ranking.coverage_penalty) == ("gnmt", 0.2, 0.2)
     assert ranking.prune == 3.0
+
+
+def test_sutskever_et_al_s_paper_says_what_the_paper_says():
+    config = load("lstm").get_config("paper")
+    assert vocab_sizes(config) == (160_000, 80_000) and not config.vocab.joint
+    training = make_training(config, 160_000, 80_000)
+    leaves = jax.tree_util.tree_leaves_with_path(training.abstract_state().params)
+    sizes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size for path, leaf in leaves}
+    weights = {name: size for name, size in sizes.items() if not name.endswith("bias")}
+    # Two embeddings and a softmax of 1000, and 4 x 1000 gates of 1000 + 1000 inputs in each of 8 layers.
+    assert sum(weights.values()) == 384_000_000 == 160_000_000 + 2 * 80_000_000 + 8 * 4_000 * 2_000
+    assert sum(sizes.values()) - 384_000_000 == 8 * 4_000 + 80_000
+    assert {leaf.dtype for _, leaf in leaves} == {jax.numpy.dtype("float32")} and config.model.dtype == "float32"
+    assert jax.tree.leaves(training.abstract_state().opt_state)[0].size == 1  # a counter: there is no momentum
+    keys = config.train
+    assert (keys.optimizer, keys.momentum, keys.learning_rate, keys.clip_norm) == ("sgd", 0.0, 0.7, 5.0)
+    assert (keys.schedule, keys.halve_after_epochs, keys.halve_every_epochs, keys.epochs) == ("halving", 5.0, 0.5, 7.5)
+    assert (keys.loss_per, keys.label_smoothing, keys.accumulate, keys.warmup_steps) == ("sentence", 0.0, 1, 0)
+    assert (config.data.sentences_per_batch, config.data.curriculum_epochs) == (128, 0)
+    assert (config.model.dropout, config.model.init_scale, config.model.reverse_source) == (0.0, 0.08, True)
+    ranking = make_ranking(config.decode)
+    assert (config.decode.beam_size, ranking.length, ranking.prune) == (12, "none", 0.0)
+    assert keys.steps == 7.5 * 12_000_000 / 128  # what describe shows until the corpus is read
+
+
+def test_the_layout_of_2014_is_the_paper_s_recipe_on_eight_devices():
+    one, eight = (flatten(load("lstm").get_config(preset)) for preset in ("paper", "paper_eight"))
+    wanted = {"parallel.data": 1, "parallel.stage": 4, "parallel.tensor": 2, "parallel.strategy": "exact"}
+    assert {key: value for key, value in eight.items() if value != one[key]} == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data.sentences_per_batch": 12}, r"sentences_per_batch must be a multiple of config\.data\.rows_multiple=8"),
+        ({"data.sentences_per_batch": -8}, r"data\.sentences_per_batch must be at least 0"),
+        ({"train.loss_per": "word"}, r"train\.loss_per must be one of token, sentence"),
+        (
+            {"train.loss_per": "sentence", "sequence.objective": "minimum_risk"},
+            r"train\.loss_per must be 'token' with config\.sequence\.objective='minimum_risk'",
+        ),
+        ({"train.epochs": -1.0}, r"train\.epochs must be at least 0"),
+        ({"train.schedule": "halving", "train.halve_every_epochs": 0.0}, r"halve_every_epochs must be more than 0"),
+        ({"train.halve_after_epochs": -0.5}, r"halve_after_epochs must be at least 0"),
+        ({"vocab.target_size": 100}, r"vocab\.target_size must be 0 with config\.vocab\.joint=True"),
+        ({"vocab.target_size": 4, "vocab.joint": False}, r"vocab\.target_size must be 0 or at least 5"),
+    ],
+    ids=str,
+)
+def test_batches_losses_and_epochs_that_cannot_be_are_refused_in_one_line(changes, told):
+    config = default_config("lstm")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=told) as refused:
+        check_config(config)
+    assert "\n" not in str(refused.value)
 
 
 def test_saved_config_reads_back_equal(tmp_path):

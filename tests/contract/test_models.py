@@ -18,10 +18,11 @@ from seq2seq_jax.train.optimizers import find_matrices
 B, S, T, VOCAB = 4, 6, 5, 13
 SIZES = {"source_vocab": VOCAB + 2, "target_vocab": VOCAB, "features": 8, "dropout": 0.2}
 GNMT_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 3, "attention_features": 6}
+RNNSEARCH_SIZES = SIZES | {"embedding_features": 7, "attention_features": 6, "readout_features": 5}
 TINY = {
     "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
     "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
-    "gnmt-gru": GNMT_SIZES | {"attention_from": "previous_step", "cell": "gru"},
+    "gnmt-gru": GNMT_SIZES | {"attention_from": "previous_step", "cell": "gru", "attention": "general"},
     "gnmt-normalised": GNMT_SIZES
     | {"attention_from": "current_step", "cell": "lstm_peephole", "cells": 10, "layer_norm": True}
     | {"recurrent_dropout": 0.2},
@@ -29,6 +30,11 @@ TINY = {
     "language_model-two_tables": SIZES | {"layers": 1, "share_embeddings": "none"},
     "lstm": SIZES | {"layers": 2},
     "lstm-projected": SIZES | {"layers": 2, "cells": 11, "recurrent_dropout": 0.2},
+    "rnnsearch": RNNSEARCH_SIZES,
+    "rnnsearch-dot": RNNSEARCH_SIZES | {"attention": "dot", "cell": "lstm", "readout_state": "newest"},
+    "rnnsearch-luong": RNNSEARCH_SIZES
+    | {"attention": "general", "attention_from": "current_step", "readout": "tanh", "cell": "lstm_peephole"}
+    | {"cells": 10, "layer_norm": True, "recurrent_dropout": 0.2},
 }
 """Name in `MODELS`, and after a hyphen which variant of it -> the fields of a tiny config."""
 

@@ -49,6 +49,16 @@ MODELS = {
     },
     "language_model": {"name": "language_model", "layers": 3},
     "lstm": {"name": "lstm", "layers": 4},
+    "rnnsearch": {"name": "rnnsearch", "embedding_features": 12, "attention_features": 8, "readout_features": 6},
+    "rnnsearch of luong": {
+        "name": "rnnsearch",
+        "embedding_features": 12,
+        "readout_features": 6,
+        "attention": "dot",
+        "attention_from": "current_step",
+        "readout": "tanh",
+        "cell": "lstm",
+    },
 }
 ONE = {"data": 1}
 MESHES = {
@@ -146,6 +156,9 @@ def take_steps(model: str, mesh: str):
         ("language_model", "4x2"),
         ("lstm", "data"),
         ("lstm", "4x2"),
+        ("rnnsearch", "4x2"),
+        ("rnnsearch", "fsdp"),
+        ("rnnsearch of luong", "data"),
     ],
 )
 def test_three_steps_on_eight_devices_are_those_of_one(model, mesh):
@@ -274,6 +287,7 @@ def search(model: str, mesh: str, *, beam_size: int, rows: int):
         ("gnmt", "fsdp", 1, 8),
         ("gnmt", "fsdp", 4, 1),
         ("lstm", "4x2", 1, 8),
+        ("rnnsearch", "4x2", 4, 8),
     ],
 )
 def test_the_search_on_eight_devices_finds_what_one_finds(model, mesh, beam_size, rows):

@@ -122,6 +122,14 @@ def test_joint_and_separate_vocabs(tmp_path):
     assert joint.digest != apart.digest
 
 
+def test_two_vocabularies_may_have_two_sizes():
+    source, target = ["a b c d e f", "a b c"], ["u v w x y z", "u v"]
+    vocabs = train_vocabs(source, target, joint=False, kind="word", size=9, target_size=6)
+    assert (vocabs.source.size, vocabs.target.size) == (9, 6)  # the four special ids are among them
+    assert vocabs.target.pieces(range(4, 6)) == ["u", "v"]
+    assert train_vocabs(source, target, joint=False, kind="word", size=9).target.size == 9
+
+
 def test_swapped_sides_are_noticed(tmp_path):
     train_vocabs(LINES[:1], LINES[2:3], joint=False, kind="word").save(tmp_path)
     for end in ("json", "model"):

@@ -13,6 +13,7 @@ from seq2seq_jax.config import default_config
 from seq2seq_jax.errors import EXIT_USER
 from seq2seq_jax.experiment import make_training
 from seq2seq_jax.main import main
+from seq2seq_jax.modes import largest_batch
 from seq2seq_jax.modes import plan as plans
 from seq2seq_jax.parallel.roofline import Hardware
 
@@ -158,7 +159,7 @@ def test_a_batch_that_does_not_divide_is_taken_for_one_device_s(
 ) -> None:
     config = small_config()
     config.parallel.update(parallel)
-    changed, note = plans.spread_batch(config, devices)
+    changed, note = largest_batch.spread_batch(config, devices)
     assert changed.data.rows_multiple == rows_multiple
     if rows_multiple == 8:
         assert (changed.data.tokens_per_batch, note) == (512, "")
@@ -166,6 +167,18 @@ def test_a_batch_that_does_not_divide_is_taken_for_one_device_s(
         assert changed.data.tokens_per_batch == 512 * rows_multiple
         assert f"--config.data.rows_multiple={rows_multiple}" in note
     assert config.data.rows_multiple == 8
+
+
+def test_a_batch_of_so_many_sentences_is_planned_as_the_longest_of_them() -> None:
+    config = small_config()
+    config.data.update(sentences_per_batch=24, max_source_len=10, max_target_len=20, tokens_per_batch=1)
+    assert largest_batch.longest_shape(config) == (24, 10, 20) and largest_batch.most_slots(config) == 24 * 30
+    changed, note = largest_batch.spread_batch(config, 16)
+    assert (changed.data.rows_multiple, changed.data.sentences_per_batch) == (16, 24 * 16)
+    assert "24 sentences a device" in note and "--config.data.sentences_per_batch=384" in note
+    assert "shorter sentences" in largest_batch.suggest_smaller(config)  # 12 rows are no multiple of 8
+    config.data.sentences_per_batch = 48
+    assert "--config.data.sentences_per_batch=24" in largest_batch.suggest_smaller(config)
 
 
 def test_a_plan_for_a_slice_that_is_not_there() -> None:

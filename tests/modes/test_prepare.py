@@ -83,7 +83,9 @@ def open_corpus(config, root, vocab):
     return splits, vocabs, Corpus.make(config, vocabs, splits)
 
 
-@pytest.mark.parametrize("changes", [{}, {"data_curriculum_epochs": 1, "data_temperature": 2.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"data_curriculum_epochs": 1, "data_temperature": 2.0}, {"data_sentences_per_batch": 16}], ids=str
+)
 def test_batches_are_those_of_the_text_in_memory(prepared, texts, tmp_path, changes):
     config, in_memory = make_config(texts, **changes), make_config(texts, data_prepared="", **changes)
     splits, vocabs, corpus = open_corpus(config, prepared, tmp_path / "a")

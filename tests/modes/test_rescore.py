@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import default_config
-from seq2seq_jax.data.nbest import list_columns, make_matrix, read_nbest
+from seq2seq_jax.data.nbest import Hypothesis, list_columns, make_matrix, read_nbest
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import make_metric
 from seq2seq_jax.evaluate.tuning import Lists, fit_totals
 from seq2seq_jax.main import main
-from seq2seq_jax.modes.rescore import reads_source
+from seq2seq_jax.modes.rescore import name_total, read_request, reads_source
 from seq2seq_jax.modes.weights import name_feature, name_models
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "cat": "Katze"}
@@ -122,6 +122,72 @@ def test_weights_are_applied_and_judged(files, rescored, tiny_run, tmp_path, cap
     assert f"{report['scores']['before']:7.2f}" in out and f"{report['scores']['after']:7.2f}" in out
 
 
+@pytest.fixture(scope="module")
+def averaged(files, tiny_run, tmp_path_factory):
+    """What `--weights=average` makes of the lists with the same model twice, and its report."""
+    output = tmp_path_factory.mktemp("averaged") / "new"
+    args = [f"--input={files / 'lists'}", f"--source={files / 'source'}", f"--output={output}", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        models = f"--models={tiny_run},{tiny_run}"
+        assert call(models, "--weights=average", f"--reference={files / 'reference'}", "--metric=wer", *args) == 0
+    return output, json.loads(next(line for line in printed if line.startswith("{")))
+
+
+def test_an_even_average_is_half_the_total_and_half_the_models(files, rescored, averaged):
+    output, report = averaged
+    known = {(item.segment, item.text): item for item in read_nbest(rescored[0])}
+    totals = {(item.segment, item.text): item.total for item in read_nbest(files / "lists")}
+    after = read_nbest(output)
+    wanted = [0.5 * totals[item.segment, item.text] for item in after]  # what the system said
+    wanted += 0.5 * np.array([known[item.segment, item.text].features["run"][0] for item in after])
+    np.testing.assert_allclose([item.total for item in after], wanted, atol=1e-4)
+    assert len(after) == len(totals)
+    for one, other in zip(after[:-1], after[1:], strict=True):
+        assert (one.segment, -one.total) <= (other.segment, -other.total)
+    assert [item.features["Total"][0] for item in after] == [totals[item.segment, item.text] for item in after]
+    assert report["weights"] == {"good": [0.0], "bad": [0.0, 0.0], "Total": [0.5], "run": [0.25], "run_2": [0.25]}
+    assert not output.with_name("new.weights.json").exists()
+    before = rescored[1]["scores"]
+    assert sorted(report["scores"]) == ["after", "before", "oracle"]
+    assert report["scores"]["before"] == before["before"] and report["scores"]["oracle"] == before["oracle"]
+    best = {item.segment: item.text for item in reversed(after)}
+    metric, references = make_metric("wer"), (files / "reference").read_text().splitlines()
+    counted = metric.count([best.get(n, "") for n in range(12)], references).sum(axis=0)
+    assert report["scores"]["after"] == pytest.approx(float(metric.score(counted)))
+
+
+def test_lists_with_totals_alone_are_averaged_without_references(averaged, files, tiny_run, tmp_path, capsys):
+    items = read_nbest(files / "lists")
+    bare = "".join(f"{item.segment} ||| {item.text} ||| {item.total}\n" for item in items)
+    (tmp_path / "bare").write_text(bare)
+    args = [f"--input={tmp_path / 'bare'}", f"--source={files / 'source'}", f"--output={tmp_path / 'new'}"]
+    assert call(f"--workdir={tiny_run}", "--weights=average", *args) == 0
+    found, wanted = (
+        {(i.segment, i.text): i.total for i in read_nbest(path)} for path in (tmp_path / "new", averaged[0])
+    )
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert "oracle" not in capsys.readouterr().out
+
+
+def test_the_total_gets_a_name_that_is_free():
+    with_total = [Hypothesis(0, "a", {"Total": (-1.0,)}, -2.0)]
+    items, name = name_total(with_total)
+    assert name == "Total_2" and items[0].features == {"Total": (-1.0,), "Total_2": (-2.0,)}
+    assert name_total([Hypothesis(0, "a", {"Total": (-2.0,)}, -2.0)])[1] == "Total"
+
+
+def test_an_ensembles_folder_stands_for_its_members(tmp_path):
+    for n in range(3):
+        (tmp_path / f"member-{n}").mkdir()
+        (tmp_path / f"member-{n}" / "config.json").write_text(json.dumps(default_config("lstm").to_dict()))
+    (tmp_path / "members.json").write_text('{"members": 3}')
+    flags = dict.fromkeys(("reference", "metric", "models")) | {"input": "a", "output": "b", "source": "c"}
+    request = read_request(None, tmp_path, flags | {"weights": "average"})
+    assert request.models == tuple(tmp_path / f"member-{n}" for n in range(3))
+
+
 def test_without_a_model_the_lists_own_features_are_tuned(files, tmp_path, capsys):
     args = [f"--input={files / 'lists'}", f"--reference={files / 'reference'}", f"--output={tmp_path / 'new'}"]
     assert call("--models=", *args, "--metric=chrf") == 0
@@ -171,6 +237,9 @@ def test_only_a_language_model_needs_no_source(tiny_run, tmp_path):
         ({"weights": "many.json"}, "has 3 weights for feature 'bad', of which"),
         ({"weights": "sick.json"}, 'its "models" must be an object of objects'),
         ({"weights": "few.json", "metric": "wer", "reference": None}, "--metric goes with --reference"),
+        ({"weights": "average"}, "--weights=average: there is no model to average with; name one by --models=RUN"),
+        ({"weights": "average", "models": "run", "source": None}, "--source is missing"),
+        ({"weights": "averaged"}, "--weights=averaged: cannot be read"),
         ({"weights": "other.json"}, "has no weight for feature 'bad'"),
         ({"weights": "model.json"}, "has a weight for the model 'lm', which --models does not name"),
     ],

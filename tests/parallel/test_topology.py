@@ -86,6 +86,12 @@ def test_one_program_is_read_alike_on_all_machines(topology: str) -> None:
     assert 0 < found.time.step < 1
 
 
+def test_a_slice_can_be_one_chip() -> None:
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu (pip install 'seq2seq_jax[plan]')")
+    (device,) = describe_devices("v5e:1x1")
+    assert device.device_kind == "TPU v5 lite"
+
+
 def test_bytes_per_device_are_those_of_its_shards() -> None:
     mesh = make_mesh(jax.devices()[:8], 2, 1, 2, 2)
     split = jax.ShapeDtypeStruct((64, 10), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(AXES)))

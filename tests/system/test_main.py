@@ -167,6 +167,16 @@ def test_describe_counts_the_paper(capsys):
     assert report["memory_bytes"]["parameters"] == 4 * report["parameters"]
 
 
+def test_describe_knows_a_recipe_by_epochs_and_sentences(capsys):
+    config = "--config=configs/lstm.py:paper"
+    assert call(config, "--mode=describe", "--json", "--config.parallel.data=1") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == 384_112_000 and report["vocabulary"]["target"] == 80_000
+    assert (report["epochs"], report["slots_per_step"]) == (7.5, 128 * (100 + 100))
+    assert call(config, "--mode=describe", "--config.parallel.data=1") == 0
+    assert "training: 7.5 epochs (703,125 steps by config.train.steps" in capsys.readouterr().out
+
+
 def test_describe_in_words(capsys):
     assert call("--config=configs/gnmt.py", "--mode=describe") == 0
     assert "parameters" in capsys.readouterr().out

@@ -24,6 +24,14 @@ COSINE = [(0, 0.2), (4, 1.0), (9, 2.0), (34, 2 * 0.5 * (1 + 2**-0.5)), (59, 1.0)
 LINEAR = [(0, 0.2), (9, 2.0), (34, 2 * 0.775), (59, 2 * 0.55), (109, 0.2), (500, 0.2)]
 EXPONENTIAL = [(0, 0.2), (9, 2.0), (34, 2 * 0.1**0.25), (59, 2 * 0.1**0.5), (109, 0.2), (500, 0.2)]
 STABLE = [(0, 0.2), (9, 2.0), (10, 2.0), (99, 2.0), (149, 2 * 0.55), (199, 0.2), (500, 0.2)]
+# Sutskever et al. 2014, section 3.4: 0.7; after five epochs halved every half epoch, 7.5 epochs in all. Twelve million
+# pairs in batches of 128 are 93,750 updates an epoch: 468,750 in five, 46,875 in a half.
+HALVING = [(0, 0.7), (468_749, 0.7), (468_750, 0.35), (515_624, 0.35), (515_625, 0.175), (562_499, 0.175)]
+HALVING += [(562_500, 0.0875), (609_374, 0.0875), (609_375, 0.04375), (656_250, 0.021875), (703_124, 0.021875)]
+EVERY_FIVE = [(0, 1.0), (49, 1.0), (50, 0.5), (99, 0.5), (100, 0.25), (149, 0.25), (150, 0.125)]
+# An epoch of 2.5 updates: halved before the first update from 2.5 on, and after each 1.25 more (3.75, 5, 6.25).
+FRACTIONS = [(0, 8.0), (2, 8.0), (3, 4.0), (4, 2.0), (5, 1.0), (6, 1.0), (7, 0.5)]
+PAPER = {"learning_rate": 0.7, "updates_per_epoch": 93_750}
 DECAY = {"learning_rate": 2.0, "warmup_steps": 10, "decay_floor": 0.1}
 CONSTANT = [(0, 0.75), (1, 1.5), (2, 2.25), (3, 3.0), (4, 3.0), (10_000, 3.0)]
 
@@ -37,6 +45,10 @@ CONSTANT = [(0, 0.75), (1, 1.5), (2, 2.25), (3, 3.0), (4, 3.0), (10_000, 3.0)]
         ("linear", DECAY | {"decay_steps": 110}, LINEAR),
         ("exponential", DECAY | {"decay_steps": 110}, EXPONENTIAL),
         ("stable", DECAY | {"decay_start": 100, "decay_steps": 200}, STABLE),
+        ("halving", PAPER, HALVING),
+        ("halving", {"learning_rate": 1.0, "halve_every_epochs": 5.0, "updates_per_epoch": 10.0}, EVERY_FIVE),
+        ("halving", {"learning_rate": 8.0, "halve_after_epochs": 1.0, "updates_per_epoch": 2.5}, FRACTIONS),
+        ("halving", {"learning_rate": 3.0, "warmup_steps": 4, "updates_per_epoch": 10_000}, CONSTANT),
         ("constant", {"learning_rate": 3.0, "warmup_steps": 4}, CONSTANT),
         ("constant", {"learning_rate": 0.1}, [(0, 0.1), (7, 0.1)]),
     ],
@@ -86,8 +98,17 @@ def test_decays_are_optax_s_own_after_our_warm_up():
         ("stable", {"warmup_steps": 9, "decay_start": 8, "decay_steps": 10}, "warmup_steps=9"),
         ("cosine", {"warmup_steps": 10, "decay_steps": 10}, "warmup_steps=10"),
         ("gnmt", {"decay_start": 5}, "decay_every"),
+        ("halving", {"halve_every_epochs": 0.0}, "halve_every_epochs"),
+        ("halving", {"halve_after_epochs": -1.0}, "halve_after_epochs"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name, options, named):
     with pytest.raises(ValueError, match=named):
         make_schedule(name, learning_rate=1.0, **options)
+
+
+def test_rates_by_epochs_cannot_be_asked_for_where_no_corpus_says_how_long_one_is():
+    schedule = make_schedule("halving", learning_rate=1.0)
+    assert optax.sgd(schedule).init({"w": jnp.zeros(2)}) is not None  # a state is made, and read back
+    with pytest.raises(ValueError, match="updates_per_epoch"):
+        schedule(0)

@@ -1,0 +1,226 @@
+"""Processes of a study: several at a time, each with its own cores, gone on with after a kill, with the time left.
+
+A job is done when its file is there; the file is written last, as one step. So a study that was killed at any point
+goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from seq2seq_jax.errors import EXIT_USER
+from seq2seq_jax.train.writers import format_duration, write_json
+
+SHOWN = 4
+"""Lines of a failed job's log that people are shown."""
+
+PAUSE = 60.0
+"""Seconds between lines about what is running."""
+
+LOOK = 0.1
+"""Seconds between looks at the processes."""
+
+PATIENCE = 60.0
+"""Seconds that a process has to save its work and end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One process.
+
+    Attributes:
+        name: of this job alone.
+        kind: jobs of one kind take about as long.
+        command: program and arguments.
+        makes: the file by which it is known to be done.
+        log: receives what the process tells; begun anew every time.
+        guess: seconds, for as long as no job of its kind has finished.
+        needs: names of jobs that have to be done before.
+    """
+
+    name: str
+    kind: str
+    command: tuple[str, ...]
+    makes: Path
+    log: Path
+    guess: float
+    needs: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether its file is there."""
+        return self.makes.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a job is not done: in words, and the exit code of its process (0: it was not begun)."""
+
+    job: Job
+    problem: str
+    code: int
+
+
+class Times:
+    """How long finished jobs took, kept in a file, and how long others will take by that."""
+
+    def __init__(self, path: Path, known: Mapping[str, float] | None = None):
+        """Reads the file, if there is one; `known` are jobs that were done without it."""
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._path, self._seconds = path, {**(known or {}), **found}
+
+    def add(self, job: Job, seconds: float) -> None:
+        """Notes and keeps the time of a job that is done."""
+        self._seconds[job.name] = round(seconds, 1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, self._seconds)
+
+    def estimate(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Seconds of each job: the mean of its kind; else its guess, scaled by how far off other guesses were."""
+        known = [job for job in jobs if job.name in self._seconds]
+        kinds: dict[str, list[float]] = {}
+        for job in known:
+            kinds.setdefault(job.kind, []).append(self._seconds[job.name])
+        guessed = sum(job.guess for job in known)
+        scale = sum(self._seconds[job.name] for job in known) / guessed if guessed else 1.0
+        return {
+            job.name: sum(kinds[job.kind]) / len(kinds[job.kind]) if job.kind in kinds else job.guess * scale
+            for job in jobs
+        }
+
+
+def share_cores(workers: int) -> list[set[int] | None]:
+    """As many cores for every worker, where the system can bind processes to cores (Linux); else None for each."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [None] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[number::workers]) or set(cores) for number in range(workers)]
+
+
+@dataclasses.dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    worker: int
+    started: float
+
+
+class Pool:
+    """Runs jobs, as soon as what they need is done, and tells how far it is."""
+
+    def __init__(self, jobs: Sequence[Job], *, workers: int, times: Times, folder: Path):
+        """Takes the jobs of a study in the order in which they are to begin; processes start in `folder`."""
+        names = [job.name for job in jobs]
+        unknown = {need for job in jobs for need in job.needs} - set(names)
+        if len(set(names)) < len(names) or unknown:
+            raise ValueError(f"jobs must have names of their own, and need none but each other: {sorted(unknown)}.")
+        self._jobs, self._times, self._folder = list(jobs), times, folder
+        self._cores = share_cores(workers)
+        self._running: list[_Running] = []
+        self._failures: dict[str, Failure] = {}
+        self._waiting = [job for job in jobs if not job.done]
+        self._done = {job.name for job in jobs if job.done}
+
+    def run(self) -> list[Failure]:
+        """Runs everything that is missing; returns what could not be done. Ends its processes if it is stopped."""
+        told = time.monotonic()
+        self._say(f"{len(self._done)} of {len(self._jobs)} jobs were finished before")
+        try:
+            while self._waiting or self._running:
+                self._start_ready()
+                self._collect()
+                if time.monotonic() - told > PAUSE and self._running:
+                    told = time.monotonic()
+                    self._say("running: " + ", ".join(each.job.name for each in self._running))
+                time.sleep(LOOK)
+        finally:
+            self._end_processes()
+        return list(self._failures.values())
+
+    def _start_ready(self) -> None:
+        """Gives free workers the first jobs that can begin; leaves out those that never will."""
+        for job in list(self._waiting):
+            lost = [need for need in job.needs if need in self._failures]
+            if lost:
+                self._waiting.remove(job)
+                self._failures[job.name] = Failure(job, f"needs {', '.join(lost)}", 0)
+        free = [n for n in range(len(self._cores)) if n not in {each.worker for each in self._running}]
+        for job in [job for job in self._waiting if self._done.issuperset(job.needs)][: len(free)]:
+            self._waiting.remove(job)
+            self._start(job, free.pop(0))
+
+    def _start(self, job: Job, worker: int) -> None:
+        for path in (job.log, job.makes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # On an accelerator, one process would else take all of its memory from the other.
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+        with job.log.open("wb") as log:
+            process = subprocess.Popen(
+                job.command, cwd=self._folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        cores = self._cores[worker]
+        if cores is not None:
+            try:
+                os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
+            except ProcessLookupError:  # has ended already: `_collect` tells
+                pass
+        self._running.append(_Running(job, process, worker, time.monotonic()))
+
+    def _collect(self) -> None:
+        """Tells of the processes that have ended."""
+        for each in list(self._running):
+            code = each.process.poll()
+            if code is None:
+                continue
+            self._running.remove(each)
+            took = time.monotonic() - each.started
+            if code == 0 and each.job.done:
+                self._done.add(each.job.name)
+                self._times.add(each.job, took)
+                self._say(f"{each.job.name}: {format_duration(took)}")
+            else:
+                problem = f"exit code {code}" if code else f"left no {each.job.makes}"
+                self._failures[each.job.name] = Failure(each.job, problem, code or 1)
+                self._say(f"{each.job.name}: FAILED, {problem}; the end of {each.job.log}:\n{read_end(each.job.log)}")
+
+    def _say(self, text: str) -> None:
+        head = f"[{len(self._done)}/{len(self._jobs)}]"
+        left = "" if not (self._waiting or self._running) else f"; eta {format_duration(self.tell_left())}"
+        print(f"{head} {text}{left}" if "\n" not in text else f"{head} {text}", file=sys.stderr, flush=True)
+
+    def tell_left(self) -> float:
+        """Seconds until all is done, if the workers are busy until then."""
+        seconds, now = self._times.estimate(self._jobs), time.monotonic()
+        left = [max(seconds[each.job.name] - (now - each.started), 0.0) for each in self._running]
+        left += [seconds[job.name] for job in self._waiting]
+        return max(sum(left) / len(self._cores), max(left, default=0.0))
+
+    def _end_processes(self) -> None:
+        """Ends what still runs: trainings save their state when they are told to end."""
+        for each in self._running:
+            each.process.terminate()
+        for each in self._running:
+            try:
+                each.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.process.wait()
+
+
+def read_end(log: Path) -> str:
+    """The last lines of a log, indented."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-SHOWN:]
+    return "\n".join(f"    {line[:400]}" for line in lines) or "    (nothing)"
+
+
+def sum_up(failures: Sequence[Failure]) -> int:
+    """The exit code of a study: 0, or 2 where a job ended by what a user can mend, or 1."""
+    codes = {failure.code for failure in failures if failure.code}
+    return EXIT_USER if EXIT_USER in codes else 1 if failures else 0

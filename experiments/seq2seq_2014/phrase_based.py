@@ -1,0 +1,327 @@
+"""A phrase-based system to rescore: n-best lists with features, made by thot and tuned by minimum error rate training.
+
+    pip install "seq2seq_jax[smt]"
+    python experiments/seq2seq_2014/phrase_based.py --data=DIR --out=OUT [--source=en --target=fr --rounds=4]
+
+`DIR` has train, val and test as lower-case words between blanks, a sentence a line (train.en, train.fr, ...). The
+parts, most of them in phrase_models.py:
+
+- words are aligned in both directions by thot's fast_align, and the links of both joined (grow-diag-final-and),
+- phrases of up to 7 words are counted by thot and smoothed with the words' probabilities,
+- the n-gram model is interpolated modified Kneser-Ney, in thot's format,
+- thot's stack decoder searches and gives n-best lists from its word graph; a word without a translation is copied,
+- weights are tuned on val (Och 2003) by `seq2seq_jax.evaluate.tuning`, on the lists of all rounds so far.
+
+`OUT` gets {val,test}.nbest (Moses's format, the best first, each text once), {val,test}.1best, and last report.json. A
+stage that is done is kept (OUT/work); remove its files to have it made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from phrase_models import (
+    END,
+    MAX_PHRASE,
+    Pairs,
+    Stages,
+    add_end,
+    align,
+    import_thot,
+    read_pairs,
+    say,
+    watch,
+    write_language_model,
+    write_phrases,
+    write_translation_model,
+)
+from sacrebleu.metrics import BLEU
+
+from seq2seq_jax.data.nbest import Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
+from seq2seq_jax.evaluate.tuning import Lists, find_oracle, tune
+from seq2seq_jax.train.writers import write_json
+
+FEATURES = ("WordPenalty0", "LM0", "TargetLength0", "Distortion0", "SourceLength0", "TM0", "TM0", "SentenceLength0")
+"""Names of thot's eight components, in its order; both phrase probabilities are values of one name, as in Moses."""
+COMPONENTS = (*FEATURES[:5], "TM0 target given source", "TM0 source given target", FEATURES[-1])
+START = (-0.3, 1.0, 0.0, 0.3, 0.0, 1.0, 1.0, 0.0)
+"""Weights of the first round."""
+SCALE = 10.0
+"""Sum of the weights' absolute values; thot replaces those near 0."""
+SPLITS = ("train", "val", "test")
+NUMBERS = {
+    "order": (2, 4, "words of the longest n-grams"),
+    "rounds": (1, 4, "searches of val; weights are tuned in between"),
+    "restarts": (0, 5, "random starts of tuning"),
+    "stack": (1, 10, "hypotheses of a stack while tuning"),
+    "final_stack": (1, 20, "hypotheses of a stack at the end"),
+    "jump": (0, 0, "most words that a jump skips; 0 keeps the order of phrases"),
+    "nbest": (1, 1000, "most hypotheses of a final list"),
+}
+"""Flags with whole numbers: the least, the default, and what they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How far thot searches.
+
+    Attributes:
+        stack: hypotheses of a stack.
+        order: words of the language model's longest n-grams.
+        jump: most words that a jump skips.
+        options: most translations of a phrase.
+        derivations: ways through the word graph that are listed; several may give one text.
+        distinct: most texts of a list.
+    """
+
+    stack: int
+    order: int
+    jump: int
+    options: int
+    derivations: int
+    distinct: int
+
+
+def write_lists(
+    thot: Any, models: Path, sentences: Sequence[Sequence[str]], weights: Sequence[float], search: Search, path: Path
+) -> None:
+    """Searches all sentences and writes their lists, the best first and each text once, with `FEATURES`."""
+    model = thot.translation.SmtModel(thot.alignment.AlignmentModelType.FAST_ALIGN)
+    loaded = model.load_translation_model(str(models / "translation_model" / "tm"))
+    if not (loaded and model.load_language_model(str(models / "language_model" / "lm"))):
+        raise UserError(f"{models}: thot cannot read the models; remove translation_model and language_model there.")
+    model.a, model.e, model.heuristic = MAX_PHRASE, 2, 6  # longest phrases, length difference, "local td" of the future
+    model.w, model.non_monotonicity, model.weights = search.options, search.jump, list(weights)
+    decoder = thot.translation.SmtDecoder(model)
+    decoder.s, decoder.is_breadth_first = search.stack, True
+    with path.open("w", encoding="utf-8") as file:
+        for number, words in enumerate(watch(sentences, path.name)):
+            text = " ".join(add_end(words, search.order))
+            found = decoder.translate_n(text, search.derivations) or [decoder.translate(text)]
+            best = make_list(
+                number,
+                [(" ".join(word for word in one.target if word != END), one.score_components) for one in found],
+                weights,
+            )
+            file.writelines(render_line(item) for item in best[: search.distinct])
+    decoder.clear()
+    model.clear()
+
+
+def make_list(
+    segment: int, derivations: Iterable[tuple[str, Sequence[float]]], weights: Sequence[float]
+) -> list[Hypothesis]:
+    """Texts and their components as a list: totals by the weights, the best first, of equal texts the best."""
+    found: dict[str, Hypothesis] = {}
+    for text, components in derivations:
+        values = [round(float(value), 6) for value in components]
+        features: dict[str, tuple[float, ...]] = {}
+        for name, value in zip(FEATURES, values, strict=True):
+            features[name] = (*features.get(name, ()), value)
+        total = round(float(np.dot(values, weights)), 6)
+        if text not in found or found[text].total < total:
+            found[text] = Hypothesis(segment, text, features, total)
+    return sorted(found.values(), key=lambda item: -item.total)
+
+
+def count_words(references: Sequence[str], items: Sequence[Hypothesis]) -> tuple[CorpusMetric, np.ndarray]:
+    """BLEU of the words as they stand (sacreBLEU's "none" tokenisation), and the statistics `[N, M]` of hypotheses."""
+    counter = BLEU(tokenize="none", force=True)
+    rows = counter._extract_corpus_statistics(
+        [item.text for item in items], [[references[item.segment] for item in items]]
+    )
+    return make_metric("bleu"), np.array(rows, np.float64)
+
+
+def tune_weights(
+    paths: Sequence[Path], references: Sequence[str], weights: Sequence[float], restarts: int, path: Path
+) -> None:
+    """Weights that choose best from all lists together, beginning with those that the last ones were made by."""
+    items = list({(item.segment, item.text): item for name in paths for item in read_nbest(name)}.values())
+    items = [items[place] for places in group_segments(items).values() for place in places]
+    metric, statistics = count_words(references, items)
+    matrix = make_matrix(items, list_columns(items))
+    lists = Lists(matrix, statistics, np.array([len(places) for places in group_segments(items).values()]))
+    found = tune(
+        lists,
+        metric.loss,
+        np.array(weights),
+        restarts=restarts,
+        tell=lambda number, loss: say(f"tuning: start {number} of {restarts + 1}, BLEU {-loss:.2f}"),
+    )
+    before, after = (float(metric.score(lists.add(lists.choose(now)))) for now in (np.array(weights), found.weights))
+    kept = [float(f"{value * SCALE:.6g}") for value in found.weights]
+    write_json(path, {"weights": kept, "before": before, "after": after, "hypotheses": len(items)})
+    say(f"BLEU of the choice from {len(items)} hypotheses: {before:.2f} before, {after:.2f} after")
+
+
+def judge(path: Path, references: Sequence[str]) -> dict[str, float | int]:
+    """BLEU of the first of each list and of the best choice (the oracle), and how long the lists are."""
+    items = read_nbest(path)
+    groups = group_segments(items)
+    metric, statistics = count_words(references, items)
+    sizes = np.array([len(places) for places in groups.values()])
+    lists = Lists(np.zeros((len(items), 1)), statistics, sizes)
+    oracle = find_oracle(lists, metric.loss)
+    return {
+        "bleu": float(metric.score(lists.add(lists.rows[:, 0]))),
+        "oracle": float(metric.score(lists.add(oracle))),
+        "sentences": len(groups),
+        "hypotheses": len(items),
+        "median_hypotheses": float(np.median(sizes)),
+        "least_hypotheses": int(sizes.min()),
+    }
+
+
+def write_first(lists: Path, path: Path) -> None:
+    """The first text of every list."""
+    first = {item.segment: item.text for item in reversed(read_nbest(lists))}
+    path.write_text("".join(first[segment] + "\n" for segment in sorted(first)), encoding="utf-8")
+
+
+def build(thot: Any, stages: Stages, splits: dict[str, Pairs], order: int) -> None:
+    """Models for thot, as far as they are not there."""
+    alignments = stages.make("work/alignments", lambda path: align(thot, splits["train"], path))
+    links = alignments / "links"
+    phrases = stages.make("work/phrases", lambda path: write_phrases(thot, splits["train"], links, path))
+    sources = [*splits["val"][0], *splits["test"][0]]
+    stages.make(
+        "work/translation_model", lambda path: write_translation_model(alignments, phrases, sources, order, path)
+    )
+    targets = [add_end(words, order) for words in splits["train"][1]]
+    stages.make("work/language_model", lambda path: write_language_model(targets, order, path))
+
+
+def tune_rounds(
+    thot: Any, stages: Stages, val: Pairs, search: Search, rounds: int, restarts: int
+) -> list[dict[str, Any]]:
+    """Searches val and tunes, again and again; what each round found: weights, BLEU, and what tuning hoped for.
+
+    Nothing is tuned after the last search, so that every round's weights have been searched with.
+    """
+    references = [" ".join(words) for words in val[1]]
+    models, weights = stages.folder / "work", START
+    lists: list[Path] = []
+    found: list[dict[str, Any]] = []
+    for number in range(1, rounds + 1):
+        lists.append(
+            stages.make(
+                f"work/round{number}.nbest",
+                lambda path, now=weights: write_lists(thot, models, val[0], now, search, path),
+            )
+        )
+        found.append({"weights": list(weights), "bleu": judge(lists[-1], references)["bleu"]})
+        say(f"round {number} of {rounds}: BLEU {found[-1]['bleu']:.2f} on val")
+        if number < rounds:
+            made = stages.make(
+                f"work/weights{number}.json",
+                lambda path, now=weights: tune_weights(lists, references, now, restarts, path),
+            )
+            found[-1]["tuned"] = json.loads(made.read_text())
+            weights = tuple(found[-1]["tuned"]["weights"])
+    return found
+
+
+def keep_settings(given: argparse.Namespace, path: Path) -> None:
+    """Writes the choices beside the stages; refuses to go on with stages that were made by others."""
+    now = {name: str(value) for name, value in sorted(vars(given).items()) if name != "out"}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+    before = json.loads(path.read_text())
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"--{name}={value}: must be what the stages in {path.parent} were made with, but they had "
+                f"{before.get(name)!r}; remove that folder or choose another --out."
+            )
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """All stages; the report."""
+    path = given.out / "report.json"
+    if path.exists():
+        say(f"{path}: is there")
+        return json.loads(path.read_text())
+    splits = {name: read_pairs(given.data, getattr(given, name), (given.source, given.target)) for name in SPLITS}
+    thot, stages = import_thot(), Stages(given.out)
+    keep_settings(given, stages.folder / "work" / "settings.json")
+    build(thot, stages, splits, given.order)
+    quick = Search(given.stack, given.order, given.jump, options=10, derivations=1000, distinct=100)
+    wide = Search(given.final_stack, given.order, given.jump, 10, derivations=5 * given.nbest, distinct=given.nbest)
+    rounds = tune_rounds(thot, stages, splits["val"], quick, given.rounds, given.restarts)
+    weights = max(rounds, key=lambda found: found["bleu"])["weights"]
+    scores = {}
+    for name in ("val", "test"):
+        sources, targets = splits[name]
+        made = stages.make(
+            f"{name}.nbest",
+            lambda path, sources=sources: write_lists(thot, given.out / "work", sources, weights, wide, path),
+        )
+        stages.make(f"{name}.1best", lambda path, made=made: write_first(made, path))
+        scores[name] = judge(made, [" ".join(words) for words in targets])
+        say(f"{name}: BLEU {scores[name]['bleu']:.2f}, oracle {scores[name]['oracle']:.2f}")
+    report = {
+        "metric": "BLEU of the words as they stand (sacreBLEU tok:none smooth:exp)",
+        "scores": scores,
+        "weights": dict(zip(COMPONENTS, weights, strict=True)),
+        "rounds": rounds,
+        "search": {"tuning": dataclasses.asdict(quick), "final": dataclasses.asdict(wide)},
+        "table": count_entries(given.out / "work"),
+        "seconds": stages.seconds,
+        "versions": {name: importlib.metadata.version(name) for name in ("sil-thot", "sacrebleu", "numpy")},
+    }
+    write_json(path, report)
+    return report
+
+
+def count_entries(models: Path) -> dict[str, int]:
+    """Lines of the tables."""
+    found = {}
+    for name in ("phrases", "translation_model/tm.ttable", "language_model/lm"):
+        with (models / name).open(encoding="utf-8") as lines:
+            found[name] = sum(1 for _ in lines)
+    return found
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train, val and test in both languages")
+    parser.add_argument("--out", type=Path, required=True, help="gets the lists and the report")
+    for name in SPLITS:
+        parser.add_argument(f"--{name}", default=name, help=f"file name of {name} without its language (%(default)s)")
+    parser.add_argument("--source", default="en", help="ending of the source's files (%(default)s)")
+    parser.add_argument("--target", default="fr", help="ending of the target's files (%(default)s)")
+    for name, (least, value, text) in NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text}; at least {least} (%(default)s)")
+    given = parser.parse_args(arguments)
+    for name, (least, _, _) in NUMBERS.items():
+        if getattr(given, name) < least:
+            parser.error(f"--{name} must be at least {least}, but is {getattr(given, name)} instead.")
+    return given
+
+
+def main() -> int:
+    """Runs the command; the exit code."""
+    try:
+        report = run(parse())
+    except UserError as error:
+        print(f"phrase_based.py: error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report["scores"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""The evaluations of the study: which translations and probabilities are made of finished runs, and reading them.
+
+Nothing is written into the folders of runs: all of it lies in OUT/scores/CORPUS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jobs import Job
+from runs import SEEDS, Run, list_runs, name_job
+
+from seq2seq_jax.errors import UserError
+
+BEAM = 12
+"""Of the paper; training ends with a translation of the test set by it."""
+
+BEAMS = (1, 2, 12)
+COMPARED = 3
+"""Seeds by which models are compared: all have these; the other runs of `reversed` are members of the ensemble."""
+
+ENSEMBLES = {5: BEAMS, 3: (BEAM,), 2: (BEAM,)}
+"""Members → the beams that they search by together."""
+
+RESCORED = {"reversed": 5, "forward": 3, "attention": 3}
+"""Models that rescore the lists of the phrase-based system → so many runs of each."""
+
+MIXES = {
+    **{f"{name}-{seed}": (f"{name}-{seed}",) for name in RESCORED for seed in range(COMPARED)},
+    "ensemble5": tuple(f"reversed-{seed}" for seed in range(5)),
+    "attention_ensemble3": tuple(f"attention-{seed}" for seed in range(3)),
+}
+"""Name of a rescoring → the runs whose log-probabilities are averaged."""
+
+OF_CLI = (sys.executable, "-m", "seq2seq_jax.main")
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the evaluations of one corpus lie in the folder of a study."""
+
+    out: Path
+    corpus: str
+
+    @property
+    def folder(self) -> Path:
+        """All evaluations of the corpus."""
+        return self.out / "scores" / self.corpus
+
+    def find_run(self, label: str) -> Path:
+        """The folder of a run by its name and seed."""
+        return self.out / self.corpus / label
+
+    def find_text(self, side: str) -> Path:
+        """The test set as a run has left it: "source" or "references"; the same for all of them."""
+        return self.find_run("reversed-0") / "outputs" / f"test.{side}.txt"
+
+    def find_translation(self, label: str, beam: int) -> Path:
+        """Translations of a run ("forward-2") or of an ensemble ("ensemble5"), a line a sentence."""
+        if beam == BEAM and not label.startswith("ensemble"):
+            return self.find_run(label) / "outputs" / "test.hypotheses.txt"
+        return self.folder / f"{label}.beam{beam}.txt"
+
+    def find_log_probs(self, label: str) -> Path:
+        """Log-probabilities of the test set's references by a run, JSON Lines."""
+        return self.folder / f"{label}.log_probs.jsonl"
+
+    def find_scored(self, label: str, split: str) -> Path:
+        """The phrase-based system's lists with the log-probabilities of a run."""
+        return self.folder / "lists" / f"{label}.{split}.nbest"
+
+
+def list_score_jobs(corpus: str, out: Path) -> list[Job]:
+    """Translations by other beams and by ensembles, and the probabilities of the references."""
+    place = Place(out, corpus)
+    found = [_score(place, run) for run in list_runs((corpus,))]
+    for seed in range(COMPARED):
+        found += [_translate(place, f"reversed-{seed}", (seed,), beam) for beam in BEAMS if beam != BEAM]
+    for members, beams in ENSEMBLES.items():
+        found += [_translate(place, f"ensemble{members}", range(members), beam) for beam in beams]
+    return found
+
+
+def _make(
+    place: Place, name: str, kind: str, arguments: Sequence[str], makes: Path, needs: Sequence[str], guess: float
+) -> Job:
+    """A command of the toolkit; a mix of lists puts its own in the place of it."""
+    log = place.out / "logs" / place.corpus / f"{name.replace(' ', '_')}.log"
+    name, kind = (f"{text} ({place.corpus})" for text in (name, kind))
+    return Job(name, kind, (*OF_CLI, *arguments), makes, log, guess, tuple(needs))
+
+
+def _translate(place: Place, label: str, seeds: Sequence[int], beam: int) -> Job:
+    """Translates the test set by the runs of `reversed` with these seeds, together."""
+    first, *others = [place.find_run(f"reversed-{seed}") for seed in seeds]
+    to = place.find_translation(label, beam)
+    arguments = [f"--workdir={first}", "--mode=translate", f"--input={place.find_text('source')}", f"--output={to}"]
+    arguments += [f"--config.decode.beam_size={beam}", f"--config.decode.ensemble={','.join(map(str, others))}"]
+    needs = dict.fromkeys(name_job(Run(place.corpus, "reversed", seed)) for seed in (0, *seeds))
+    guess = 15.0 + len(seeds) * 2.5 * beam
+    return _make(
+        place, f"translate {label} beam {beam}", f"beam {beam} of {len(seeds)}", arguments, to, tuple(needs), guess
+    )
+
+
+def _score(place: Place, run: Run) -> Job:
+    """The log-probability of every reference of the test set."""
+    to = place.find_log_probs(run.label)
+    arguments = [f"--workdir={place.find_run(run.label)}", "--mode=score", f"--output={to}"]
+    if run.corpus == "multi30k":  # whatever path it was trained with
+        arguments.append(f"--config.data.test={place.out / 'text' / run.corpus / 'test'}")
+    return _make(place, f"score {run.label}", f"score {run.name}", arguments, to, (name_job(run),), 15.0)
+
+
+def list_rescoring_jobs(out: Path, *, smt: Job | None) -> list[Job]:
+    """The phrase-based system's lists read by every model, then weighed with the system's totals.
+
+    Args:
+        out: folder of the study.
+        smt: the job that makes the lists; None where they are there already.
+    """
+    place, found = Place(out, "multi30k"), []
+    before = (smt.name,) if smt else ()
+    text = out / "text" / "multi30k"
+    for run in [run for run in list_runs(("multi30k",)) if run.seed < RESCORED.get(run.name, 0)]:
+        for split in ("val", "test"):
+            to = place.find_scored(run.label, split)
+            arguments = ["--mode=rescore", f"--models={place.find_run(run.label)}", "--weights=average"]
+            arguments += [f"--input={out / 'smt' / split}.nbest", f"--source={text / split}.en", f"--output={to}"]
+            needs = (name_job(run), *before)
+            found.append(_make(place, f"lists {split} {run.label}", f"lists {run.name}", arguments, to, needs, 300.0))
+    for name in ("oracle", *MIXES):
+        members = MIXES.get(name, ())
+        job = _make(place, f"weigh {name}", "weigh", [], place.folder / f"rescored-{name}.json", (), 30.0)
+        command = (sys.executable, str(HERE / "rescoring.py"), f"--out={out}", f"--name={name}")
+        lists = [f"lists {split} {label} (multi30k)" for label in members for split in ("val", "test")]
+        found.append(dataclasses.replace(job, command=command, needs=(*lists, *before)))
+    return found
+
+
+def find_systems(corpus: str, out: Path) -> dict[str, list[Path]]:
+    """Key of a group of systems → the files of their translations, a file a seed; not all of them need be there."""
+    place = Place(out, corpus)
+    groups = {name: [f"{name}-{seed}" for seed in range(COMPARED)] for name in SEEDS}
+    found = {
+        f"{name}@{BEAM}": [place.find_translation(label, BEAM) for label in labels] for name, labels in groups.items()
+    }
+    for beam in BEAMS:
+        found[f"reversed@{beam}"] = [place.find_translation(label, beam) for label in groups["reversed"]]
+    for members, beams in ENSEMBLES.items():
+        labels = [f"reversed-{seed}" for seed in range(members)]
+        found[f"members{members}@{BEAM}"] = [place.find_translation(label, BEAM) for label in labels]
+        found |= {f"ensemble{members}@{beam}": [place.find_translation(f"ensemble{members}", beam)] for beam in beams}
+    if corpus == "multi30k":
+        found["smt"] = [out / "smt" / "test.1best"]
+        for way in ("average", "tuned"):
+            for name in RESCORED:
+                found[f"{way}:{name}"] = [place.folder / f"{way}-{label}.txt" for label in groups[name]]
+            for name in ("ensemble5", "attention_ensemble3"):
+                found[f"{way}:{name}"] = [place.folder / f"{way}-{name}.txt"]
+        found["oracle"] = [place.folder / "oracle.txt"]
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines without their ends; only "\\n" ends one."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def check_same_tests(corpus: str, out: Path) -> None:
+    """Refuses runs that were tested on other texts or have other vocabularies: their scores cannot be compared.
+
+    Raises:
+        UserError: names the runs.
+    """
+    place, first = Place(out, corpus), ""
+    seen: dict[str, tuple[list[str], str]] = {}
+    for run in list_runs((corpus,)):
+        folder = run.find_folder(out)
+        if not folder.results.exists():
+            continue
+        vocabulary = json.loads(folder.results.read_text(encoding="utf-8"))["vocab_sha256"]
+        text = place.find_run(run.label) / "outputs" / "test.references.txt"
+        seen[run.label] = (read_lines(text), vocabulary)
+        first = first or run.label
+        for what, one, other in zip(("test set", "vocabulary"), seen[first], seen[run.label], strict=True):
+            if one != other:
+                raise UserError(f"{folder.root}: has another {what} than {first}; move it away and run this again.")
+
+
+def read_log_probs(path: Path) -> np.ndarray:
+    """Statistics of sentences for `significance.score_log_probs`: `[N, 2]`, negative log-probability and tokens.
+
+    Raises:
+        UserError: a sentence has no score.
+    """
+    rows: list[Mapping[str, float]] = [json.loads(line) for line in read_lines(path)]
+    lost = [row["line"] for row in rows if row["log_prob"] is None]
+    if lost:
+        raise UserError(f"{path}: has no score of line {lost[0]}; the model could not read that sentence.")
+    return np.array([(-row["log_prob"], row["tokens"]) for row in rows], np.float64)

@@ -1,0 +1,86 @@
+"""`--mode=vectors`: one vector for each line, as a NumPy file."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from seq2seq_jax.data.spec import name_target
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.modes.ensemble import LANGUAGE_MODEL
+from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.modes.scoring import say
+from seq2seq_jax.tasks.vectors import SentenceEncoder, name_kind
+from seq2seq_jax.train.writers import format_duration
+from seq2seq_jax.workdir import Folder
+
+GROUP_LINES = 4096
+"""Lines that are sorted by length at a time."""
+
+
+def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: str | None) -> tuple[int, int]:
+    """Writes the vectors of all lines into one file for `numpy.load`, which appears when it is whole.
+
+    The file holds `vectors` `[lines, D]` float32, in the lines' order; `kind` ("final state" or "mean", see
+    `tasks.vectors.SentenceEncoder`) and `step`. All vectors are in memory at once: 1 KB a line at a width of 256.
+
+    Args:
+        config: the run's.
+        root: its folder.
+        lines: sentences in the language that the model reads.
+        output: the file to write.
+
+    Returns:
+        The shape of `vectors`.
+
+    Raises:
+        UserError: there is no trained run, or it reads no sentences; or the file cannot be written.
+    """
+    if config.model.name == LANGUAGE_MODEL:
+        raise UserError(f"--workdir={root}: a language model reads no source and has no vectors; name another run.")
+    with _open_whole(output) as file:
+        experiment, chosen = load_run(config, Folder(root))
+        tags = (name_target(config.data.target),) if config.data.target_tag else ()
+        training, limits = experiment.training, {"rows": config.decode.rows, "max_len": config.decode.max_source_len}
+        encoder = SentenceEncoder(training.program, training.model, experiment.vocabs, **limits)
+        started, parts, count = time.monotonic(), [], 0
+        while group := list(itertools.islice(lines, GROUP_LINES)):
+            found, cut = encoder.encode(chosen.state.averaged, group, tags=tags)
+            for n in cut:
+                say(f"line {count + n + 1}: longer than config.decode.max_source_len tokens, the rest was cut off")
+            parts.append(found)
+            count += len(group)
+        vectors, kind = np.concatenate(parts or [np.zeros((0, 0), np.float32)]), name_kind(training.model)
+        np.savez(file, vectors=vectors, kind=np.array(kind), step=np.array(chosen.step))
+    took = format_duration(time.monotonic() - started)
+    say(f"{count} vectors of {vectors.shape[1]} numbers ({kind}) to {output} in {took} (step {chosen.step})")
+    return count, vectors.shape[1]
+
+
+@contextlib.contextmanager
+def _open_whole(output: str | None) -> Iterator[BinaryIO]:
+    """A file that gets its name when all is written."""
+    if not output:
+        raise UserError("--output is missing: name the file of vectors to write (--output=vectors.npz).")
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"--output={output}: is a folder; name a file (--output={path / 'vectors.npz'}).")
+    part = path.with_name(path.name + ".part")
+    try:
+        file = part.open("wb")
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror}); choose another place.") from error
+    try:
+        with file:
+            yield file
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
