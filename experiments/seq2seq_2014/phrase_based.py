@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -54,18 +55,20 @@ from seq2seq_jax.train.writers import write_json
 FEATURES = ("WordPenalty0", "LM0", "TargetLength0", "Distortion0", "SourceLength0", "TM0", "TM0", "SentenceLength0")
 """Names of thot's eight components, in its order; both phrase probabilities are values of one name, as in Moses."""
 COMPONENTS = (*FEATURES[:5], "TM0 target given source", "TM0 source given target", FEATURES[-1])
-START = (-0.3, 1.0, 0.0, 0.3, 0.0, 1.0, 1.0, 0.0)
-"""Weights of the first round."""
+START = (-0.5, 1.0, -0.5, 0.4, 0.0, 2.0, 0.5, 4.0)
+"""Weights of the first round: about what tuning found for Multi30k, from English to French."""
 SCALE = 10.0
 """Sum of the weights' absolute values; thot replaces those near 0."""
+JOIN = 1.0
+"""Weight of the phrases' lengths in the second search, see `join_phrases`."""
 SPLITS = ("train", "val", "test")
 NUMBERS = {
     "order": (2, 4, "words of the longest n-grams"),
-    "rounds": (1, 4, "searches of val; weights are tuned in between"),
+    "rounds": (1, 3, "searches of val; weights are tuned in between"),
     "restarts": (0, 5, "random starts of tuning"),
     "stack": (1, 10, "hypotheses of a stack while tuning"),
-    "final_stack": (1, 20, "hypotheses of a stack at the end"),
-    "jump": (0, 0, "most words that a jump skips; 0 keeps the order of phrases"),
+    "final_stack": (1, 10, "hypotheses of a stack at the end"),
+    "jump": (0, 2, "most words that a jump skips; 0 keeps the order of phrases"),
     "nbest": (1, 1000, "most hypotheses of a final list"),
 }
 """Flags with whole numbers: the least, the default, and what they are."""
@@ -101,21 +104,30 @@ def write_lists(
     if not (loaded and model.load_language_model(str(models / "language_model" / "lm"))):
         raise UserError(f"{models}: thot cannot read the models; remove translation_model and language_model there.")
     model.a, model.e, model.heuristic = MAX_PHRASE, 2, 6  # longest phrases, length difference, "local td" of the future
-    model.w, model.non_monotonicity, model.weights = search.options, search.jump, list(weights)
+    model.w, model.non_monotonicity = search.options, search.jump
     decoder = thot.translation.SmtDecoder(model)
     decoder.s, decoder.is_breadth_first = search.stack, True
     with path.open("w", encoding="utf-8") as file:
-        for number, words in enumerate(watch(sentences, path.name)):
+        for number, words in enumerate(watch(sentences, path.name.removesuffix(".part"))):
             text = " ".join(add_end(words, search.order))
-            found = decoder.translate_n(text, search.derivations) or [decoder.translate(text)]
-            best = make_list(
-                number,
-                [(" ".join(word for word in one.target if word != END), one.score_components) for one in found],
-                weights,
-            )
-            file.writelines(render_line(item) for item in best[: search.distinct])
+            found = []
+            for now in (weights, join_phrases(weights)):
+                model.weights = list(now)
+                found += decoder.translate_n(text, search.derivations) or [decoder.translate(text)]
+            shown = [(" ".join(word for word in one.target if word != END), one.score_components) for one in found]
+            file.writelines(render_line(item) for item in make_list(number, shown, weights)[: search.distinct])
     decoder.clear()
     model.clear()
+
+
+def join_phrases(weights: Sequence[float]) -> list[float]:
+    """The weights, but with a preference for few phrases.
+
+    Where weights do not mind how a text is cut into phrases, most of the best derivations are one text cut otherwise.
+    A second search by these weights brings other texts; their totals are still by the weights that were asked for.
+    """
+    place = FEATURES.index("TargetLength0")  # about -log(words) for every phrase
+    return [max(weight, JOIN) if number == place else weight for number, weight in enumerate(weights)]
 
 
 def make_list(
@@ -232,18 +244,20 @@ def tune_rounds(
     return found
 
 
-def keep_settings(given: argparse.Namespace, path: Path) -> None:
-    """Writes the choices beside the stages; refuses to go on with stages that were made by others."""
-    now = {name: str(value) for name, value in sorted(vars(given).items()) if name != "out"}
+def keep_settings(given: argparse.Namespace, splits: dict[str, Pairs], path: Path) -> None:
+    """Writes the choices and a digest of the texts beside the stages; refuses stages that others made."""
+    now: dict[str, Any] = {name: getattr(given, name) for name in NUMBERS}
+    now["data"] = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
     before = json.loads(path.read_text())
     for name, value in now.items():
         if before.get(name) != value:
+            shown = "other texts" if name == "data" else before.get(name)
             raise UserError(
-                f"--{name}={value}: must be what the stages in {path.parent} were made with, but they had "
-                f"{before.get(name)!r}; remove that folder or choose another --out."
+                f"--{name}={getattr(given, name)}: must be what the stages in {path.parent} were made with, but they "
+                f"had {shown}; remove that folder or choose another --out."
             )
 
 
@@ -255,10 +269,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         return json.loads(path.read_text())
     splits = {name: read_pairs(given.data, getattr(given, name), (given.source, given.target)) for name in SPLITS}
     thot, stages = import_thot(), Stages(given.out)
-    keep_settings(given, stages.folder / "work" / "settings.json")
+    keep_settings(given, splits, stages.folder / "work" / "settings.json")
     build(thot, stages, splits, given.order)
-    quick = Search(given.stack, given.order, given.jump, options=10, derivations=1000, distinct=100)
-    wide = Search(given.final_stack, given.order, given.jump, 10, derivations=5 * given.nbest, distinct=given.nbest)
+    quick = Search(given.stack, given.order, given.jump, options=5, derivations=500, distinct=200)
+    wide = Search(given.final_stack, given.order, given.jump, 8, derivations=3 * given.nbest, distinct=given.nbest)
     rounds = tune_rounds(thot, stages, splits["val"], quick, given.rounds, given.restarts)
     weights = max(rounds, key=lambda found: found["bleu"])["weights"]
     scores = {}

@@ -132,8 +132,11 @@ def every_count(length, order, sentences):
     return phrase_models.count_ngrams(sentences, order)[length - 1]
 
 
-def read_model(folder):
-    """What the engine makes of a language model's files: a function of history and word, without the engine."""
+def read_model(folder, *, more=0):
+    """What the engine makes of a language model's files: a function of history and word, without the engine.
+
+    `more` words besides those of the file share what unigrams leave: the engine's vocabulary has some of its own.
+    """
     order, levels, size, *weights = (float(x) for x in (folder / "lm.weights").read_text().split())
     ngrams, totals = {}, {}
     for line in (folder / "lm").read_text().splitlines():
@@ -147,7 +150,7 @@ def read_model(folder):
         ratio = ngrams.get((*history, word), 0.0) / totals.get(history, 1.0)
         return weight * ratio + (1 - weight) * (find(history[1:], word) if history else zero)
 
-    zero = 1 / sum(len(ngram) == 1 for ngram in ngrams)
+    zero = 1 / (sum(len(ngram) == 1 for ngram in ngrams) + more)
     return find
 
 
@@ -236,11 +239,18 @@ def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "data" / "val.en").unlink()
     with pytest.raises(UserError, match=r"val\.en"):
         phrase_based.run(given)
-    path = tmp_path / "work" / "settings.json"
-    phrase_based.keep_settings(given, path)
-    phrase_based.keep_settings(given, path)
-    with pytest.raises(UserError, match=r"--order=3: .*'4'"):
-        phrase_based.keep_settings(phrase_based.parse([f"--data={tmp_path / 'data'}", "--out=out", "--order=3"]), path)
+
+
+def test_stages_of_other_choices_are_refused(tmp_path):
+    path, texts = tmp_path / "work" / "settings.json", {"train": ([["a"]], [["b"]])}
+    flags = ["--data=data", "--out=out"]
+    given = phrase_based.parse(flags)
+    phrase_based.keep_settings(given, texts, path)
+    phrase_based.keep_settings(phrase_based.parse(["--data=elsewhere", "--out=out"]), texts, path)
+    with pytest.raises(UserError, match=r"--order=3: .* had 4;"):
+        phrase_based.keep_settings(phrase_based.parse([*flags, "--order=3"]), texts, path)
+    with pytest.raises(UserError, match=r"--data=data: .* other texts;"):
+        phrase_based.keep_settings(given, {"train": ([["a"]], [["c"]])}, path)
 
 
 @pytest.mark.parametrize("flag", ["--rounds=0", "--jump=-1", "--nbest=0", "--order=x"])
@@ -303,14 +313,14 @@ def test_engine_reads_the_language_model_as_it_is_meant(tmp_path, order):
 
     folder = tmp_path / "language_model"
     phrase_models.write_language_model(SENTENCES, order, folder)
-    model, find = NGramLanguageModel(), read_model(folder)
+    model, find = NGramLanguageModel(), read_model(folder, more=3)
     assert model.load(str(folder / "lm"))
     for line in ("le chat noir dort .", "la rue est blanc", "chien"):
         padded = ["<s>", *line.split(), "</s>"]
         wanted = sum(
             math.log10(find(tuple(padded[max(0, n - order + 1) : n]), padded[n])) for n in range(1, len(padded))
         )
-        assert model.get_sentence_log_probability(line.split()) == pytest.approx(wanted, rel=0.02)
+        assert model.get_sentence_log_probability(line.split()) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_engine_joins_links_of_both_directions():
