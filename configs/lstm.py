@@ -14,8 +14,8 @@ Presets:
 
 - (none): 2 layers of width 128 and subwords on the phrasebook; Adam; dropout.
 - `small`: 2 layers of width 128 on a small corpus of words between blanks (tokenise it first), 4,000 of them on each
-  side, the others `<unk>`; no dropout, and clipping and search as in the paper; Adam and the house's initialisation,
-  because there is time for a few epochs only. What `experiments/seq2seq_2014` trains.
+  side, the others `<unk>`; no dropout, and search as in the paper; Adam (on the mean over tokens, clipped to norm 5)
+  and the house's initialisation, because there is time for a few epochs only. What `experiments/seq2seq_2014` trains.
 - `paper`: the single reversed model of the paper for WMT'14 English to French, trained as its section 3 states.
 - `paper_eight`: the same on eight devices in the layout of 2014 (docs/sharding.md, "exact").
 
@@ -71,7 +71,7 @@ def get_config(preset: str = "") -> ConfigDict:
 
 
 def set_small(config: ConfigDict) -> None:
-    """The paper's recipe at the size of two CPU cores; Adam, because there is time for a few epochs only."""
+    """The paper's model at the size of two CPU cores; Adam, because there is time for a few epochs only."""
     config.data.train = "train"  # a prefix to be named; dev and test are held out of it unless they are named, too
     config.data.update(tokens_per_batch=1024)
     config.vocab.update(kind="word", size=4000, joint=False)

@@ -16,7 +16,7 @@ Presets:
 - (none): width 128 and subwords on the phrasebook; Adam; dropout.
 - `small`: width 128 on a small corpus of words between blanks (tokenise it first): the data, the vocabulary, the
   training and the search of `configs/lstm.py:small`, of which only the model differs. 1,810,336 parameters; a step
-  costs 0.9 of that one's.
+  takes about as long as that one's.
 - `paper`: RNNsearch-50 for WMT'14 English to French: 1,000 units, embeddings of 620, a maxout layer of 500, sentences
   of up to 50 words, a vocabulary of 30,000 (four special ones included) of each language; 80,446,000 parameters.
   Adadelta, batches of 80 sentences, gradients clipped to norm 1; 288,000 updates (five epochs, 667,000 updates, were

@@ -73,7 +73,7 @@ def score_parts(
 
 
 def measure_perplexity(parts: Sequence[Part], log_probs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """exp(-log-probability of a part / its tokens), `[parts]`.
+    """exp(-log-probability of a part / its tokens), `[parts]`; NaN for a part without any score.
 
     Args:
         parts: of the test set.
@@ -83,5 +83,6 @@ def measure_perplexity(parts: Sequence[Part], log_probs: np.ndarray, tokens: np.
     found = []
     for part in parts:
         ids = part.ids[np.isfinite(log_probs[part.ids])]
-        found.append(float(np.exp(-log_probs[ids].sum() / max(float(tokens[ids].sum()), 1.0))))
+        total = float(tokens[ids].sum())
+        found.append(float(np.exp(-log_probs[ids].sum() / total)) if total else np.nan)
     return np.array(found)

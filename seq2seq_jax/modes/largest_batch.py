@@ -41,13 +41,21 @@ def most_slots(config: ConfigDict) -> int:
 def spread_batch(config: ConfigDict, devices: int) -> tuple[ConfigDict, str]:
     """The config with a batch for so many devices, and what was changed.
 
-    A batch that already divides among the devices of the mesh stays. Else `tokens_per_batch`, or
-    `sentences_per_batch` where it counts, is taken for one device's.
+    A batch that already divides among the devices of the mesh stays; where only `rows_multiple` is in the way of a
+    `sentences_per_batch`, that alone is set. Else `tokens_per_batch`, or `sentences_per_batch` where it counts, is
+    taken for one device's.
     """
     wanted, data = _count_devices(config, devices), config.data
     if data.rows_multiple % wanted == 0:
         return config, ""
     config = ConfigDict(config.to_dict())
+    if data.sentences_per_batch and data.sentences_per_batch % wanted == 0:
+        config.data.rows_multiple = wanted
+        return config, (
+            f"the config's batch of {data.sentences_per_batch:,} sentences, in rows of multiples of "
+            f"{data.rows_multiple}, planned in multiples of {wanted:,}; to train so, "
+            f"--config.data.rows_multiple={wanted}"
+        )
     key, unit = ("sentences_per_batch", "sentences") if data.sentences_per_batch else ("tokens_per_batch", "slots")
     size, multiple = data[key], data.rows_multiple
     config.data.update({"rows_multiple": wanted, key: size * wanted})

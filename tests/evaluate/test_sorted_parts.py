@@ -55,6 +55,8 @@ def test_perplexity_of_a_part_is_that_of_its_tokens_together():
     tokens = np.array([2.0, 3.0, 0.0, 4.0])
     parts = split_evenly(np.array([1.0, 1.0, 2.0, 3.0]), 2)
     np.testing.assert_allclose(measure_perplexity(parts, log_probs, tokens), [np.exp(7 / 5), np.exp(2 / 4)])
+    without = np.where(np.isin(np.arange(len(log_probs)), parts[0].ids), np.nan, log_probs)
+    np.testing.assert_allclose(measure_perplexity(parts, without, tokens), [np.nan, np.exp(2 / 4)])
 
 
 def test_ranks_count_from_the_most_frequent_word():

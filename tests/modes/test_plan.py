@@ -176,6 +176,9 @@ def test_a_batch_of_so_many_sentences_is_planned_as_the_longest_of_them() -> Non
     changed, note = largest_batch.spread_batch(config, 16)
     assert (changed.data.rows_multiple, changed.data.sentences_per_batch) == (16, 24 * 16)
     assert "24 sentences a device" in note and "--config.data.sentences_per_batch=384" in note
+    changed, note = largest_batch.spread_batch(config, 12)  # 24 sentences divide among 12, only 8 does not
+    assert (changed.data.rows_multiple, changed.data.sentences_per_batch) == (12, 24)
+    assert note.endswith("--config.data.rows_multiple=12")
     assert "shorter sentences" in largest_batch.suggest_smaller(config)  # 12 rows are no multiple of 8
     config.data.sentences_per_batch = 48
     assert "--config.data.sentences_per_batch=24" in largest_batch.suggest_smaller(config)
