@@ -4,7 +4,7 @@
     OUT/scores/CORPUS/NAME-SEED.vectors.npz       what --mode=vectors makes of the probes
     OUT/scores/CORPUS/probes.txt                  the sentences of `probes.py`
 
-What is there and newer than the run's results is kept.
+What is there and no older than the run's results is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jobs import is_newer
 from probes import list_sentences
 from runs import CORPORA, SEEDS, Run, list_runs
 from scores import Place, read_lines, read_log_probs
@@ -77,16 +78,12 @@ def make_analyses(runs: Sequence[Run], out: Path) -> None:
         text = "".join(line + "\n" for line in list_sentences(run.corpus))
         if not probes.is_file() or probes.read_text(encoding="utf-8") != text:
             replace_text(probes, text)  # only then: it stays older than what was made of it
-        if not _is_newer(log_probs, folder.results):
+        if not is_newer(log_probs, [folder.results]):
             copied = out / "text" / run.corpus / "test"
             own = [f"--config.data.test={copied}"] if copied.with_name("test.en").is_file() else []
             _call(run, "score", log_probs, folder.root, own)
-        if not _is_newer(vectors, folder.results, probes):
+        if not is_newer(vectors, [folder.results, probes]):
             _call(run, "vectors", vectors, folder.root, [f"--input={probes}"])
-
-
-def _is_newer(path: Path, *made_of: Path) -> bool:
-    return path.is_file() and all(path.stat().st_mtime >= each.stat().st_mtime for each in made_of)
 
 
 def _call(run: Run, mode: str, goal: Path, root: Path, arguments: Sequence[str]) -> None:
@@ -96,7 +93,8 @@ def _call(run: Run, mode: str, goal: Path, root: Path, arguments: Sequence[str])
 
 def read_scores(run: Run, out: Path) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability and tokens of every reference of the test set."""
-    losses, tokens = read_log_probs(Place(out, run.corpus).find_log_probs(run.label)).T
+    lines = len(read_side(run, out, "references"))
+    losses, tokens = read_log_probs(Place(out, run.corpus).find_log_probs(run.label), lines).T
     return -losses, tokens
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from runs import SEEDS, Run, list_runs, read_results
-from scores import COMPARED, Place, check_same_tests, find_systems, read_lines, read_log_probs
+from scores import COMPARED, Place, check_same_tests, find_systems, list_stale, read_lines, read_log_probs
 from significance import (
     RESAMPLES,
     Score,
     choose_metric,
+    correct,
     draw_counts,
     find_effect,
     find_interval,
@@ -127,6 +128,7 @@ def find_results(corpus: str, out: Path) -> dict[str, Any]:
         UserError: runs are not of one test set and vocabulary, or files differ in length.
     """
     check_same_tests(corpus, out)
+    stale = list_stale(corpus, out)
     place, metric = Place(out, corpus), choose_metric(corpus)
     runs = [run for run in list_runs((corpus,)) if run.find_folder(out).results.exists()]
     missing = [f"training {run.label}" for run in list_runs((corpus,)) if run not in runs]
@@ -139,8 +141,8 @@ def find_results(corpus: str, out: Path) -> dict[str, Any]:
     ours: dict[Path, np.ndarray] = {}  # statistics of a file of translations: members are of several groups
     bleu: dict[str, list[np.ndarray]] = {}
     for key, files in find_systems(corpus, out).items():
-        if lost := [path for path in files if not path.exists()]:
-            missing.append(f"{key}: {_name_path(lost[0], out)}")
+        if lost := [path for path in files if path in stale or not path.exists()]:
+            missing.append(f"{key}: {_tell_lost(lost[0], out)}")
             continue
         for path in files:
             if path not in ours:
@@ -149,25 +151,26 @@ def find_results(corpus: str, out: Path) -> dict[str, Any]:
     nats: dict[str, list[np.ndarray]] = {}
     for name in SEEDS:
         paths = [place.find_log_probs(f"{name}-{seed}") for seed in range(COMPARED)]
-        if lost := [path for path in paths if not path.exists()]:
-            missing.append(f"perplexity of {name}: {_name_path(lost[0], out)}")
+        if lost := [path for path in paths if path in stale]:
+            missing.append(f"perplexity of {name}: {_tell_lost(lost[0], out)}")
             continue
-        nats[name] = [read_log_probs(path) for path in paths]
+        nats[name] = [read_log_probs(path, len(references)) for path in paths]
     found |= {"missing": missing, "runs": {run.label: _describe_run(run, out) for run in runs}}
     found["systems"] = {key: _sum_up(key, bleu[key], metric.score, counts) for key in SYSTEMS if key in bleu}
     found["perplexities"] = {name: _tell_perplexity(name, nats[name]) for name in PERPLEXITIES if name in nats}
     sides = {"bleu": (bleu, metric.score), "perplexity": (nats, score_log_probs)}
-    found["comparisons"] = [
+    comparisons = [
         check_claim(claim, systems[claim.before], systems[claim.after], score, counts)
         for claim in CLAIMS
         for systems, score in [sides[claim.measure]]
         if claim.before in systems and claim.after in systems
     ]
-    return found
+    return {**found, "comparisons": judge_claims(comparisons)}
 
 
-def _name_path(path: Path, out: Path) -> str:
-    return f"no {path.relative_to(out)}"
+def _tell_lost(path: Path, out: Path) -> str:
+    name = path.relative_to(out)
+    return f"{name} is older than what it is made of" if path.exists() else f"no {name}"
 
 
 def _read_equal(path: Path, lines: int) -> list[str]:
@@ -192,9 +195,11 @@ def _sum_up(key: str, systems: Sequence[np.ndarray], score: Score, counts: np.nd
 
 
 def _tell_perplexity(name: str, systems: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Perplexities of seeds; their mean is the geometric one, as in claims: that of nats a token."""
     label, paper = PERPLEXITIES[name]
-    values = [math.exp(float(score_log_probs(system.sum(axis=0)))) for system in systems]
-    return {"label": label, **_spread(values), "tokens": int(systems[0][:, 1].sum()), "paper": paper}
+    nats = [float(score_log_probs(system.sum(axis=0))) for system in systems]
+    spread = _spread([math.exp(each) for each in nats]) | {"mean": math.exp(float(np.mean(nats)))}
+    return {"label": label, **spread, "tokens": int(systems[0][:, 1].sum()), "paper": paper}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -216,8 +221,16 @@ def check_claim(
         return 100.0 * (math.exp(difference / claim.layers) - 1.0) if perplexity else difference
 
     sides = (math.exp(effect.before), math.exp(effect.after)) if perplexity else (effect.before, effect.after)
-    wanted = -1 if perplexity else 1
     told |= {"before_value": sides[0], "after_value": sides[1], "effect": change(effect.effect)}
     told |= {"interval": [change(end) for end in effect.interval], "p": effect.p}
-    told |= {"pairs": [change(pair) for pair in effect.pairs]}
-    return told | {"verdict": judge(effect.effect, effect.p, effect.pairs, wanted=wanted)}
+    return told | {"pairs": [change(pair) for pair in effect.pairs]}
+
+
+def judge_claims(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What `check_claim` has found of the claims of a corpus, with p corrected for their number, and verdicts by it."""
+    found = []
+    for claim, p in zip(claims, correct([claim["p"] for claim in claims]), strict=True):
+        wanted = -1 if claim["measure"] == "perplexity" else 1
+        verdict = judge(claim["effect"], p, claim["pairs"], wanted=wanted)
+        found.append({**claim, "p_corrected": p, "verdict": verdict})
+    return found

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import sys
 import time
@@ -130,23 +131,30 @@ def measure(name: str) -> dict[str, Any]:
     return row | read_step(compiled, training.mesh, find_hardware(devices[0]))
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows of a file of results; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_results(path: Path = RESULTS) -> dict[str, dict[str, str]]:
     """Name → finished row, in the order of `LAYOUTS`."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = {row["layout"]: row for row in csv.DictReader(file)}
+    rows = {row["layout"]: row for row in read_rows(path)}
     return {name: rows[name] for name in LAYOUTS if name in rows}
 
 
-def append_result(row: dict[str, Any], path: Path = RESULTS) -> None:
-    """Keeps a finished row."""
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow({name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()})
+def add_result(row: dict[str, Any], path: Path = RESULTS) -> None:
+    """Keeps a finished row: the file is written anew, as one step."""
+    from seq2seq_jax.train.writers import replace_text
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(read_rows(path))
+    writer.writerow({name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()})
+    replace_text(path, text.getvalue())
 
 
 def make_tables(rows: dict[str, dict[str, str]]) -> str:
@@ -199,8 +207,21 @@ def tell_here() -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the flags."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    from programs import call
+
+    return call("eight_devices.py", lambda: plan(argv))
+
+
+def plan(argv: Sequence[str] | None) -> int:
+    """Does what the flags ask for.
+
+    Raises:
+        UserError: no row has such a name, or nothing can be compiled for TPUs here.
+    """
+    from seq2seq_jax.errors import UserError
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--table", action="store_true", help="compile nothing")
@@ -210,13 +231,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         flag = "--xla_force_host_platform_device_count=8"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
         print(tell_here())
-        return
-    for name in LAYOUTS:
-        if not given.table and given.only in name and name not in read_results():
+        return 0
+    wanted = [name for name in LAYOUTS if given.only in name]
+    if not wanted:
+        raise UserError(f"--only={given.only}: must be part of a row's name, but no row has it: {'; '.join(LAYOUTS)}.")
+    for name in wanted:
+        if not given.table and name not in read_results():
             print(name, file=sys.stderr, flush=True)
-            append_result(measure(name))
+            add_result(measure(name))
     print(make_tables(read_results()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,7 @@ from scores import COMPARED
 from significance import choose_metric
 
 from seq2seq_jax.evaluate.charts import Curve, Point
-from seq2seq_jax.evaluate.sentence_space import Distances, count_words, measure_distances, project
+from seq2seq_jax.evaluate.sentence_space import Distances, Probe, count_words, measure_distances, project
 from seq2seq_jax.evaluate.sorted_parts import (
     average_ranks,
     count_lengths,
@@ -53,9 +53,19 @@ class Sorted:
     bleu: dict[str, np.ndarray]
     perplexity: dict[str, np.ndarray]
 
-    def make_curves(self, measure: Mapping[str, np.ndarray]) -> list[Curve]:
-        """Means over seeds, with their standard deviations."""
-        return [Curve(name, self.x, found.mean(axis=0).tolist(), spread(found)) for name, found in measure.items()]
+    def list_measures(self) -> list[tuple[str, dict[str, np.ndarray]]]:
+        """Both measures with their names."""
+        return [("BLEU", self.bleu), ("perplexity", self.perplexity)]
+
+    def make_curves(self, measure: str) -> list[Curve]:
+        """Means over seeds (`average`) of a measure, with their standard deviations."""
+        measures = dict(self.list_measures())[measure].items()
+        return [Curve(name, self.x, average(measure, found).tolist(), spread(found)) for name, found in measures]
+
+
+def average(measure: str, found: np.ndarray) -> np.ndarray:
+    """Means over seeds, the first axis: of perplexities the geometric ones, as in the tables."""
+    return np.asarray(np.exp(np.log(found).mean(axis=0)) if measure == "perplexity" else found.mean(axis=0))
 
 
 def spread(found: np.ndarray) -> list[float]:
@@ -127,14 +137,30 @@ def compare_spaces(runs: Sequence[Run], corpus: str, out: Path) -> dict[str, dic
     return found
 
 
+def share_nearer(runs: Sequence[Run], corpus: str, out: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Pair of forms → `Distances.nearer` of every seed and scene, `[seeds, scenes]`."""
+    probes = list_probes(corpus)
+    vectors = [read_vectors(run, out) for run in runs]
+    scenes = [[probe for probe in probes if probe.scene == scene] for scene in sorted({each.scene for each in probes})]
+
+    def measure(of: Mapping[str, np.ndarray], own: Sequence[Probe], pair: tuple[str, str]) -> float:
+        # Triples are of one scene, but the unit, which does not matter here, asks for two: a copy is the other.
+        copy = [dataclasses.replace(probe, scene=-1) for probe in own]
+        return measure_distances(np.array([of[each.text] for each in own] * 2), [*own, *copy], forms=pair).nearer
+
+    return {
+        pair: np.array([[measure(of, own, pair) for own in scenes] for of in vectors]) for pair in list_pairs(corpus)
+    }
+
+
 def draw_sorted(found: Sequence[Sorted]) -> bytes:
     """Figure 3 as a PNG: BLEU above, perplexity below."""
     figure = Figure(figsize=(4.6 * len(found), 6.4), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(found), squeeze=False)
     for column, each in enumerate(found):
-        for row, (name, measure) in enumerate((("BLEU", each.bleu), ("perplexity", each.perplexity))):
+        for row, (name, _) in enumerate(each.list_measures()):
             ax = axes[row, column]
-            for curve, colour in zip(each.make_curves(measure), COLOURS, strict=False):
+            for curve, colour in zip(each.make_curves(name), COLOURS, strict=False):
                 ax.errorbar(curve.x, curve.y, curve.spread or None, fmt="o-", ms=4, capsize=2, color=colour,
                             label=curve.name)  # fmt: skip
             ax.set(ylabel=name, xlabel=each.x_label, ylim=(0, None))

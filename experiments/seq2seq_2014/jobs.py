@@ -1,21 +1,24 @@
 """Processes of a study: several at a time, each with its own cores, gone on with after a kill, with the time left.
 
-A job is done when its file is there; the file is written last, as one step. So a study that was killed at any point
-goes on with what is missing.
+A job is done when its file is there and no older than what it is made of; the file is written last, as one step. So a
+study that was killed at any point goes on with what is missing, and makes anew what belongs to a run that was trained
+again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from seq2seq_jax.errors import EXIT_USER
+from seq2seq_jax.errors import EXIT_USER, UserError
 from seq2seq_jax.train.writers import format_duration, write_json
 
 SHOWN = 4
@@ -27,8 +30,20 @@ PAUSE = 60.0
 LOOK = 0.1
 """Seconds between looks at the processes."""
 
+LOCK = "lock"
+"""File in the folder of a study."""
+
 PATIENCE = 60.0
 """Seconds that a process has to save its work and end."""
+
+
+def is_newer(path: Path, made_of: Iterable[Path]) -> bool:
+    """Whether a file is there and no older than each of those that it is made of, which must be there, too."""
+    try:
+        made = path.stat().st_mtime_ns
+        return all(made >= each.stat().st_mtime_ns for each in made_of)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +58,8 @@ class Job:
         log: receives what the process tells; begun anew every time.
         guess: seconds, for as long as no job of its kind has finished.
         needs: names of jobs that have to be done before.
+        made_of: files that what it makes must not be older than.
+        also: other files that it leaves, before `makes`.
     """
 
     name: str
@@ -52,11 +69,13 @@ class Job:
     log: Path
     guess: float
     needs: tuple[str, ...] = ()
+    made_of: tuple[Path, ...] = ()
+    also: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
-        """Whether its file is there."""
-        return self.makes.exists()
+        """Whether its files are there, made of what is there now."""
+        return all(is_newer(path, self.made_of) for path in (self.makes, *self.also))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +91,14 @@ class Times:
     """How long finished jobs took, kept in a file, and how long others will take by that."""
 
     def __init__(self, path: Path, known: Mapping[str, float] | None = None):
-        """Reads the file, if there is one; `known` are jobs that were done without it."""
+        """Reads the file, if there is one.
+
+        Args:
+            path: the file.
+            known: seconds that are known better: a training's own count has the parts before an interruption.
+        """
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self._path, self._seconds = path, {**(known or {}), **found}
+        self._path, self._seconds = path, {**found, **(known or {})}
 
     def add(self, job: Job, seconds: float) -> None:
         """Notes and keeps the time of a job that is done."""
@@ -104,6 +128,33 @@ def share_cores(workers: int) -> list[set[int] | None]:
     return [set(cores[number::workers]) or set(cores) for number in range(workers)]
 
 
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[int]:
+    """Keeps the folder of a study for one `run.py`; gives the descriptor of its lock.
+
+    Processes that inherit the descriptor hold the folder, too: those of a `run.py` that was killed may still write.
+
+    Raises:
+        UserError: the folder is held by others, or cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written to ({error.strerror}); choose another folder.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--out={out}: another run.py, or a process that one has left behind, is at work in this folder; wait "
+                f"for it, end it (`fuser {out / LOCK}` tells its number), or choose another folder."
+            ) from error
+        yield handle
+    finally:
+        os.close(handle)
+
+
 @dataclasses.dataclass
 class _Running:
     job: Job
@@ -115,18 +166,31 @@ class _Running:
 class Pool:
     """Runs jobs, as soon as what they need is done, and tells how far it is."""
 
-    def __init__(self, jobs: Sequence[Job], *, workers: int, times: Times, folder: Path):
-        """Takes the jobs of a study in the order in which they are to begin; processes start in `folder`."""
+    def __init__(
+        self, jobs: Sequence[Job], *, workers: int, times: Times, folder: Path, inherited: tuple[int, ...] = ()
+    ):
+        """Takes the jobs of a study.
+
+        Args:
+            jobs: in the order in which they are to begin.
+            workers: processes at a time.
+            times: how long jobs took.
+            folder: processes start here.
+            inherited: descriptors that processes keep open, see `hold`.
+        """
         names = [job.name for job in jobs]
         unknown = {need for job in jobs for need in job.needs} - set(names)
         if len(set(names)) < len(names) or unknown:
             raise ValueError(f"jobs must have names of their own, and need none but each other: {sorted(unknown)}.")
-        self._jobs, self._times, self._folder = list(jobs), times, folder
+        self._jobs, self._times, self._folder, self._inherited = list(jobs), times, folder, inherited
         self._cores = share_cores(workers)
         self._running: list[_Running] = []
         self._failures: dict[str, Failure] = {}
-        self._waiting = [job for job in jobs if not job.done]
-        self._done = {job.name for job in jobs if job.done}
+        self._done: set[str] = set()
+        for job in jobs:
+            if job.done and self._done.issuperset(job.needs):
+                self._done.add(job.name)
+        self._waiting = [job for job in jobs if job.name not in self._done]
 
     def run(self) -> list[Failure]:
         """Runs everything that is missing; returns what could not be done. Ends its processes if it is stopped."""
@@ -148,7 +212,10 @@ class Pool:
         """Gives free workers the first jobs that can begin; leaves out those that never will."""
         for job in list(self._waiting):
             lost = [need for need in job.needs if need in self._failures]
-            if lost:
+            if self._done.union(lost).issuperset(job.needs) and job.done:  # what it needs has left its files alone
+                self._waiting.remove(job)
+                self._done.add(job.name)
+            elif lost and not job.done:
                 self._waiting.remove(job)
                 self._failures[job.name] = Failure(job, f"needs {', '.join(lost)}", 0)
         free = [n for n in range(len(self._cores)) if n not in {each.worker for each in self._running}]
@@ -163,7 +230,12 @@ class Pool:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
         with job.log.open("wb") as log:
             process = subprocess.Popen(
-                job.command, cwd=self._folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+                job.command,
+                cwd=self._folder,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=self._inherited,
             )
         cores = self._cores[worker]
         if cores is not None:
@@ -186,7 +258,7 @@ class Pool:
                 self._times.add(each.job, took)
                 self._say(f"{each.job.name}: {format_duration(took)}")
             else:
-                problem = f"exit code {code}" if code else f"left no {each.job.makes}"
+                problem = f"exit code {code}" if code else f"left no new {each.job.makes}"
                 self._failures[each.job.name] = Failure(each.job, problem, code or 1)
                 self._say(f"{each.job.name}: FAILED, {problem}; the end of {each.job.log}:\n{read_end(each.job.log)}")
 

@@ -1,7 +1,7 @@
 """A phrase-based system to rescore: n-best lists with features, made by thot and tuned by minimum error rate training.
 
     pip install "seq2seq_jax[smt]"
-    python experiments/seq2seq_2014/phrase_based.py --data=DIR --out=OUT [--source=en --target=fr --rounds=4]
+    python experiments/seq2seq_2014/phrase_based.py --data=DIR --out=OUT [--source=en --target=fr --rounds=3]
 
 `DIR` has train, val and test as lower-case words between blanks, a sentence a line (train.en, train.fr, ...). The
 parts, most of them in phrase_models.py:
@@ -12,8 +12,9 @@ parts, most of them in phrase_models.py:
 - thot's stack decoder searches and gives n-best lists from its word graph; a word without a translation is copied,
 - weights are tuned on val (Och 2003) by `seq2seq_jax.evaluate.tuning`, on the lists of all rounds so far.
 
-`OUT` gets {val,test}.nbest (Moses's format, the best first, each text once), {val,test}.1best, and last report.json. A
-stage that is done is kept (OUT/work); remove its files to have it made again.
+`OUT` gets {val,test}.nbest (Moses's format, the best first, each text once), {val,test}.1best, and last report.json.
+All is made in OUT/work, where a stage that is done is kept, and copied at the end; remove OUT/work to have all of it
+made again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,11 +46,12 @@ from phrase_models import (
     write_phrases,
     write_translation_model,
 )
-from sacrebleu.metrics import BLEU
+from programs import call
+from significance import make_words_metric
 
 from seq2seq_jax.data.nbest import Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
+from seq2seq_jax.evaluate.corpus_metric import CorpusMetric
 from seq2seq_jax.evaluate.tuning import Lists, find_oracle, tune
 from seq2seq_jax.train.writers import write_json
 
@@ -93,6 +96,13 @@ class Search:
     options: int
     derivations: int
     distinct: int
+
+
+def make_searches(given: argparse.Namespace) -> tuple[Search, Search]:
+    """The search of val while tuning, and the one that makes the final lists."""
+    quick = Search(given.stack, given.order, given.jump, options=5, derivations=500, distinct=200)
+    wide = Search(given.final_stack, given.order, given.jump, 8, derivations=3 * given.nbest, distinct=given.nbest)
+    return quick, wide
 
 
 def write_lists(
@@ -147,12 +157,9 @@ def make_list(
 
 
 def count_words(references: Sequence[str], items: Sequence[Hypothesis]) -> tuple[CorpusMetric, np.ndarray]:
-    """BLEU of the words as they stand (sacreBLEU's "none" tokenisation), and the statistics `[N, M]` of hypotheses."""
-    counter = BLEU(tokenize="none", force=True)
-    rows = counter._extract_corpus_statistics(
-        [item.text for item in items], [[references[item.segment] for item in items]]
-    )
-    return make_metric("bleu"), np.array(rows, np.float64)
+    """BLEU of the words as they stand, and the statistics `[N, M]` of hypotheses."""
+    metric = make_words_metric()
+    return metric, metric.count([item.text for item in items], [references[item.segment] for item in items])
 
 
 def tune_weights(
@@ -244,48 +251,71 @@ def tune_rounds(
     return found
 
 
-def keep_settings(given: argparse.Namespace, splits: dict[str, Pairs], path: Path) -> None:
-    """Writes the choices and a digest of the texts beside the stages; refuses stages that others made."""
-    now: dict[str, Any] = {name: getattr(given, name) for name in NUMBERS}
-    now["data"] = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+def describe_settings(given: argparse.Namespace, splits: dict[str, Pairs]) -> dict[str, Any]:
+    """All that the stages depend on: the flags, a digest of the texts, and the numbers that stand in this file."""
+    flags = {name: getattr(given, name) for name in NUMBERS}
+    data = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    quick, wide = map(dataclasses.asdict, make_searches(given))
+    return {**flags, "data": data, "START": list(START), "SCALE": SCALE, "JOIN": JOIN, "quick": quick, "wide": wide}
+
+
+def check_settings(given: argparse.Namespace, now: dict[str, Any], path: Path) -> bool:
+    """Whether there are stages that were made with these settings; refuses those that others made."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
+        return False
     before = json.loads(path.read_text())
     for name, value in now.items():
         if before.get(name) != value:
-            shown = "other texts" if name == "data" else before.get(name)
+            flag = hasattr(given, name)
+            told = f"--{name}={getattr(given, name)}" if flag else f"{name} in phrase_based.py, now {value}"
+            shown = "other texts" if name == "data" else before.get(name, "none")
             raise UserError(
-                f"--{name}={getattr(given, name)}: must be what the stages in {path.parent} were made with, but they "
-                f"had {shown}; remove that folder or choose another --out."
+                f"{told}: must be what the stages in {path.parent} were made with, but they had {shown}; remove that "
+                "folder or choose another --out."
             )
+    return True
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """All stages; the report."""
-    path = given.out / "report.json"
-    if path.exists():
-        say(f"{path}: is there")
-        return json.loads(path.read_text())
+    report, work = given.out / "report.json", given.out / "work"
     splits = {name: read_pairs(given.data, getattr(given, name), (given.source, given.target)) for name in SPLITS}
+    settings = describe_settings(given, splits)
+    kept = check_settings(given, settings, work / "settings.json")
+    if kept and report.exists():
+        say(f"{report}: is there")
+        return dict(json.loads(report.read_text()))
     thot, stages = import_thot(), Stages(given.out)
-    keep_settings(given, splits, stages.folder / "work" / "settings.json")
+    if not kept:
+        work.mkdir(exist_ok=True)
+        write_json(work / "settings.json", settings)
+    report.unlink(missing_ok=True)  # of stages that are there no more
+    made = make_stages(given, thot, stages, splits)
+    for name in ("val.nbest", "test.nbest", "val.1best", "test.1best"):
+        part = given.out / f"{name}.part"
+        shutil.copy2(work / name, part)  # as old as the stage: what others made of it holds
+        part.replace(given.out / name)
+    write_json(report, made)
+    return made
+
+
+def make_stages(given: argparse.Namespace, thot: Any, stages: Stages, splits: dict[str, Pairs]) -> dict[str, Any]:
+    """Models, weights and lists, as far as they are not there; the report."""
     build(thot, stages, splits, given.order)
-    quick = Search(given.stack, given.order, given.jump, options=5, derivations=500, distinct=200)
-    wide = Search(given.final_stack, given.order, given.jump, 8, derivations=3 * given.nbest, distinct=given.nbest)
+    quick, wide = make_searches(given)
     rounds = tune_rounds(thot, stages, splits["val"], quick, given.rounds, given.restarts)
     weights = max(rounds, key=lambda found: found["bleu"])["weights"]
     scores = {}
     for name in ("val", "test"):
         sources, targets = splits[name]
         made = stages.make(
-            f"{name}.nbest",
+            f"work/{name}.nbest",
             lambda path, sources=sources: write_lists(thot, given.out / "work", sources, weights, wide, path),
         )
-        stages.make(f"{name}.1best", lambda path, made=made: write_first(made, path))
+        stages.make(f"work/{name}.1best", lambda path, made=made: write_first(made, path))
         scores[name] = judge(made, [" ".join(words) for words in targets])
         say(f"{name}: BLEU {scores[name]['bleu']:.2f}, oracle {scores[name]['oracle']:.2f}")
-    report = {
+    return {
         "metric": "BLEU of the words as they stand (sacreBLEU tok:none smooth:exp)",
         "scores": scores,
         "weights": dict(zip(COMPONENTS, weights, strict=True)),
@@ -295,8 +325,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         "seconds": stages.seconds,
         "versions": {name: importlib.metadata.version(name) for name in ("sil-thot", "sacrebleu", "numpy")},
     }
-    write_json(path, report)
-    return report
 
 
 def count_entries(models: Path) -> dict[str, int]:
@@ -328,14 +356,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Runs the command; the exit code."""
-    try:
-        report = run(parse())
-    except UserError as error:
-        print(f"phrase_based.py: error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report["scores"], indent=1))
+    print(json.dumps(run(parse())["scores"], indent=1))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call("phrase_based.py", main))

@@ -75,7 +75,8 @@ def read_pairs(data: Path, split: str, languages: tuple[str, str]) -> Pairs:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeError) as error:
             raise UserError(
-                f"--data={data}: {path.name} must be a text in UTF-8, but cannot be read ({error})."
+                f"--data={data}: {path.name} must be a text in UTF-8, but cannot be read ({error}); name the folder "
+                "that holds it, or save it in UTF-8."
             ) from error
         sides.append([line.split() for line in (lines[:-1] if lines[-1] == "" else lines)])
         for number, words in enumerate(sides[-1], start=1):

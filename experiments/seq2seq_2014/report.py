@@ -24,9 +24,21 @@ from typing import Any
 import numpy as np
 from analyses import find_finished, find_rare_words, group_runs, make_analyses, read_curve, read_training
 from claims import PERPLEXITIES
-from figures import Sorted, compare_spaces, draw_planes, draw_sorted, list_pairs, place_sentences, sort_tests
+from figures import (
+    Sorted,
+    average,
+    compare_spaces,
+    draw_planes,
+    draw_sorted,
+    list_pairs,
+    place_sentences,
+    share_nearer,
+    sort_tests,
+)
 from probes import PICTURES, Picture, list_probes
+from programs import call
 from runs import CORPORA, SEEDS, Run
+from significance import bound_mean
 from tables import TITLES, render_cell
 
 from seq2seq_jax.errors import UserError
@@ -38,7 +50,6 @@ from seq2seq_jax.experiment import versions
 from seq2seq_jax.train.writers import replace_text, write_json
 
 NTH = ("first", "second")
-ABOVE_CHANCE = 0.6
 FIRST_SHARE = 10  # of a training loss the first tenth is not drawn: it would leave no room for the rest
 
 Section = tuple[str, str, Markup | None]
@@ -48,12 +59,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="report.py", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/seq2seq_2014"), help="folder of the study")
-    try:
-        print(write_report(parser.parse_args(argv[1:]).out))
-    except UserError as error:
-        print(f"report.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    out = parser.parse_args(argv[1:]).out
+
+    def work() -> int:
+        print(write_report(out))
+        return 0
+
+    return call("report.py", work)
 
 
 def write_report(out: Path) -> Path:
@@ -115,6 +127,7 @@ def _tell_corpus(runs: Sequence[Run], corpus: str, out: Path) -> tuple[list[Sect
     groups, title = group_runs(runs, corpus), TITLES[corpus]
     along = sort_tests(runs, corpus, out)
     spaces = compare_spaces(runs, corpus, out)
+    nearer = share_nearer(groups.get("reversed", []), corpus, out)
     shown = next((run for run in runs if (run.corpus, run.name) == (corpus, "reversed")), None)
     planes = [] if shown is None else [(each, *place_sentences(shown, each, out)) for each in PICTURES[corpus]]
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -129,7 +142,7 @@ def _tell_corpus(runs: Sequence[Run], corpus: str, out: Path) -> tuple[list[Sect
         (
             f"{corpus}-vectors",
             f"Sentence vectors (the paper's figure 2): {title}",
-            _show_vectors(corpus, shown, planes, spaces, read_training(runs, corpus, out)),
+            _show_vectors(corpus, shown, planes, spaces, nearer, read_training(runs, corpus, out)),
         ),
     ]
     numbers = {
@@ -148,9 +161,9 @@ def _list_sorted(found: Sorted) -> dict[str, Any]:
     return {"ranges": found.ranges, "x": found.x, **listed}
 
 
-def tell_mean(values: Sequence[float] | np.ndarray) -> str:
-    """ "5.05 ± 0.20"; of one value that alone."""
-    mean = f"{np.mean(values):.2f}"
+def tell_mean(values: Sequence[float] | np.ndarray, measure: str = "") -> str:
+    """ "5.05 ± 0.20"; of one value that alone. Of "perplexity" the mean is the geometric one (`figures.average`)."""
+    mean = f"{average(measure, np.asarray(values)):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.2f}"
 
 
@@ -166,7 +179,8 @@ def _show_curves(groups: Mapping[str, Sequence[Run]], out: Path) -> Markup | Non
                 values = np.array([each[1] for each in found])
                 start = values.shape[1] // FIRST_SHARE if key == "loss" else 0
                 deviations = values.std(axis=0, ddof=1)[start:].tolist() if len(found) > 1 and key != "loss" else []
-                curves.append(Curve(name, found[0][0][start:], values.mean(axis=0)[start:].tolist(), deviations))
+                means = average(label, values)[start:].tolist()
+                curves.append(Curve(name, found[0][0][start:], means, deviations))
         charts.append(draw_curves(curves, title=f"{title}, mean over seeds", x_label="step", y_label=label))
     return element("div", *charts, attributes={"class": "charts"}) if any(charts) else None
 
@@ -176,16 +190,18 @@ def _show_sorted(along: Sequence[Sorted]) -> Markup | None:
         return None
     charts, tables = [], []
     for each in along:
-        for name, measure in (("BLEU", each.bleu), ("perplexity", each.perplexity)):
+        for name, measure in each.list_measures():
             title = f"{name} by {each.key}"
-            charts.append(draw_curves(each.make_curves(measure), title=title, x_label=each.x_label, y_label=name))
+            charts.append(draw_curves(each.make_curves(name), title=title, x_label=each.x_label, y_label=name))
             rows: list[list[Content]] = [
-                [text, *(tell_mean(found[:, n]) for found in measure.values())] for n, text in enumerate(each.ranges)
+                [text, *(tell_mean(found[:, n], name) for found in measure.values())]
+                for n, text in enumerate(each.ranges)
             ]
             tables.append(table([each.key, *measure], rows, caption=f"{title}: mean ± standard deviation over seeds"))
     note = (
         "The test set sorted and cut into parts of equal counts; each stands at its mean. Bars are standard "
-        "deviations over seeds. Rarity is the average frequency rank of a sentence's words in the training text."
+        "deviations over seeds; means of perplexities are geometric. Rarity is the average frequency rank of a "
+        "sentence's words in the training text."
     )
     return join(
         element("p", note),
@@ -199,6 +215,7 @@ def _show_vectors(
     run: Run | None,
     planes: Sequence[tuple[Picture, Sequence[Point], np.ndarray]],
     spaces: Mapping[str, Mapping[tuple[str, str], Sequence[Distances]]],
+    nearer: Mapping[tuple[str, str], np.ndarray],
     training: Sequence[str] | None,
 ) -> Markup:
     charts = []
@@ -214,7 +231,7 @@ def _show_vectors(
         ),
         element("div", *charts, attributes={"class": "charts planes"}) if charts else None,
         _show_distances(corpus, spaces),
-        *(element("p", text) for text in tell_spaces(spaces.get("reversed", {}))),
+        *(element("p", text) for text in tell_spaces(nearer)),
     ]
     if corpus == "phrasebook":
         parts.append(element("p", "The phrasebook has no passive: its sentences say nothing about voice."))
@@ -247,28 +264,38 @@ def _show_distances(corpus: str, spaces: Mapping[str, Mapping[tuple[str, str], S
     return table(head, rows, caption=caption)
 
 
-def tell_spaces(found: Mapping[tuple[str, str], Sequence[Distances]]) -> list[str]:
-    """What the distances say, for each pair of forms."""
+def tell_spaces(nearer: Mapping[tuple[str, str], np.ndarray]) -> list[str]:
+    """What the distances say, for each pair of forms.
+
+    Args:
+        nearer: pair of forms → `[seeds, scenes]`, see `figures.share_nearer`.
+    """
     told = []
-    for (_, other), distances in found.items():
-        share = float(np.mean([each.nearer for each in distances]))
-        start = f"Source reversed, {other}: in {share:.0%} of the cases the same meaning is nearer than the same words"
-        if share >= ABOVE_CHANCE:
-            told.append(f"{start} in another order, as in the paper's figure.")
-        elif share <= 1 - ABOVE_CHANCE:
+    for (_, other), shares in nearer.items():
+        if not shares.size:
+            continue
+        low, high = bound_mean(shares)
+        start = (
+            f"Source reversed, {other}: in {shares.mean():.0%} of the cases the same meaning is nearer than the same "
+            f"words in another order (95 % over seeds and scenes: {low:.0%} to {high:.0%})"
+        )
+        if low > 0.5:
+            told.append(f"{start}, as in the paper's figure.")
+        elif high < 0.5:
             told.append(
-                f"{start} in another order, unlike in the paper's figure: the vector follows the order of the nouns "
-                "more than who does what."
+                f"{start}, unlike in the paper's figure: the vector follows the order of the nouns more than who does "
+                "what."
             )
         else:
-            told.append(f"{start} in another order: hardly other than chance.")
+            told.append(f"{start}: hardly other than chance.")
     return told
 
 
 def _tell_conditions() -> Markup:
     points = (
-        "12 million pairs of WMT'14 and 384 million weights became thirty thousand pairs and a million: numbers are to "
-        "be compared within this page, and with the paper's differences and ratios, not with its scores.",
+        "12 million pairs of WMT'14 and 384 million weights became thirty thousand pairs and 2,066,336 weights "
+        "(Multi30k) or 1,103,836 (the phrasebook): numbers are to be compared within this page, and with the paper's "
+        "differences and ratios, not with its scores.",
         "Adam instead of SGD without momentum, and the toolkit's own initialisation: there is time for a few epochs "
         "only. Layers are 128 wide, not 1,000.",
         "BLEU counts words between blanks on Multi30k, as the paper does on newstest2014; on the phrasebook it is "

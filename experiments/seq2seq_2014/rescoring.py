@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from programs import call
 from scores import MIXES, Place, read_lines
 from significance import choose_metric
 
@@ -38,7 +39,7 @@ def read_lists(place: Place, labels: Sequence[str], split: str) -> tuple[list[Hy
     Without models there are totals alone, `[N, 1]`.
 
     Raises:
-        UserError: a model has read other lists.
+        UserError: a model has read other lists, or its feature is not in them.
     """
     path = place.out / "smt" / f"{split}.nbest"
     items = read_nbest(path)
@@ -47,8 +48,8 @@ def read_lists(place: Place, labels: Sequence[str], split: str) -> tuple[list[Hy
     for label in labels:
         scored = place.find_scored(label, split)
         # The model's feature is named after its folder and stands behind the system's own; the order is another.
-        found = {(item.segment, item.text): item.features[label][0] for item in read_nbest(scored)}
         try:
+            found = {(item.segment, item.text): item.features[label][0] for item in read_nbest(scored)}
             columns.append([found[item.segment, item.text] for item in items])
         except KeyError as error:
             raise UserError(f"{scored}: is not of {path}: it has no {error}; remove it and run this again.") from error
@@ -99,18 +100,14 @@ def rescore(out: Path, name: str) -> None:
 
 
 def main() -> int:
-    """Weighs one mix; 2 where the user can mend what is wrong."""
+    """Weighs one mix; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", choices=("oracle", *MIXES), required=True)
     given = parser.parse_args()
-    try:
-        rescore(given.out.absolute(), given.name)
-    except UserError as error:
-        print(f"rescoring.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+    rescore(given.out.absolute(), given.name)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call("rescoring.py", main))

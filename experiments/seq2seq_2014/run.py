@@ -4,7 +4,7 @@
 
 `DIR` holds Multi30k's tokenised files, DIR/multi30k/tok/train.lc.norm.tok.en and so on. The command trains what is
 missing, translates, scores, rescores the lists of a phrase-based system, and writes OUT/tables.json, OUT/tables.md and
-OUT/report.html. Killed at any point, it goes on where it was.
+OUT/report.html. Killed at any point, it goes on where it was; one OUT is for one run.py at a time.
 
     --list         prints what there is to do, and does nothing
     --no_training  evaluates the runs that are finished
@@ -24,7 +24,8 @@ from pathlib import Path
 from types import FrameType
 
 from claims import find_results
-from jobs import Job, Pool, Times, sum_up
+from jobs import Job, Pool, Times, hold, sum_up
+from programs import call
 from runs import CORPORA, ROOT, check_run, copy_texts, list_runs, make_job, name_job, read_seconds
 from scores import list_rescoring_jobs, list_score_jobs
 from tables import make_tables, render, write_readme
@@ -39,13 +40,7 @@ HERE = Path(__file__).resolve().parent
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; 0 when all is done, 2 for what the user can mend, 1 for other failures."""
     given = parse(argv[1:])
-    try:
-        return run_study(given)
-    except UserError as error:
-        print(f"run.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return call("run.py", lambda: run_study(given))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -73,17 +68,23 @@ def run_study(given: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be at least 1, but is {given.jobs} instead.")
     if given.readme:
         return fill_readme(out)
-    runs = list_runs(corpora)
-    for run in runs:
+    for run in list_runs(corpora):
         check_run(run, out)
-    if not given.list and "multi30k" in corpora:
+    if given.list:
+        jobs = list_jobs(corpora, out, training=not given.no_training, smt=not given.skip_smt)
+        print(describe(jobs, read_times(corpora, out), workers=given.jobs))
+        return 0
+    with hold(out) as lock:
+        return do_jobs(given, corpora, out, lock)
+
+
+def do_jobs(given: argparse.Namespace, corpora: Sequence[str], out: Path, lock: int) -> int:
+    """Runs what is missing and tells of it; the exit code. Processes inherit the lock, see `jobs.hold`."""
+    if "multi30k" in corpora:
         find_texts(given.data, out)
     jobs = list_jobs(corpora, out, training=not given.no_training, smt=not given.skip_smt)
-    times = Times(out / "logs" / "times.json", read_seconds(runs, out))
-    if given.list:
-        print(describe(jobs, times, workers=given.jobs))
-        return 0
-    failures = Pool(jobs, workers=given.jobs, times=times, folder=ROOT).run()
+    times = read_times(corpora, out)
+    failures = Pool(jobs, workers=given.jobs, times=times, folder=ROOT, inherited=(lock,)).run()
     for failure in [each for each in failures if each.code]:
         print(f"not done: {failure.job.name}: {failure.problem}; see {failure.job.log}", file=sys.stderr)
     if left_out := [each.job.name for each in failures if not each.code]:
@@ -99,8 +100,13 @@ def run_study(given: argparse.Namespace) -> int:
             120.0,
         )
         report.makes.unlink(missing_ok=True)  # made anew from whatever there is now
-        failures += Pool([report], workers=1, times=times, folder=ROOT).run()
+        failures += Pool([report], workers=1, times=times, folder=ROOT, inherited=(lock,)).run()
     return sum_up(failures)
+
+
+def read_times(corpora: Sequence[str], out: Path) -> Times:
+    """How long jobs of the study took."""
+    return Times(out / "logs" / "times.json", read_seconds(list_runs(corpora), out))
 
 
 def read_corpora(only: str) -> tuple[str, ...]:

@@ -163,9 +163,10 @@ def read_results(run: Run, out: Path) -> dict[str, Any]:
 
 
 def read_seconds(runs: Sequence[Run], out: Path) -> dict[str, float]:
-    """How long the trainings took that are done: name of the job → seconds."""
+    """How long the trainings took that are done, by their own count: name of the job → seconds."""
     done = [run for run in runs if run.find_folder(out).results.exists()]
-    return {name_job(run): float(read_results(run, out).get("wall_seconds", 0.0)) for run in done}
+    found = {name_job(run): read_results(run, out).get("wall_seconds") for run in done}
+    return {name: float(seconds) for name, seconds in found.items() if seconds is not None}
 
 
 def copy_texts(data: Path, out: Path) -> None:

@@ -88,12 +88,13 @@ def list_score_jobs(corpus: str, out: Path) -> list[Job]:
 
 
 def _make(
-    place: Place, name: str, kind: str, arguments: Sequence[str], makes: Path, needs: Sequence[str], guess: float
+    place: Place, name: str, kind: str, arguments: Sequence[str], makes: Path, runs: Sequence[Run], guess: float
 ) -> Job:
-    """A command of the toolkit; a mix of lists puts its own in the place of it."""
+    """A command of the toolkit that reads runs; jobs of lists add to what it needs and is made of."""
     log = place.out / "logs" / place.corpus / f"{name.replace(' ', '_')}.log"
     name, kind = (f"{text} ({place.corpus})" for text in (name, kind))
-    return Job(name, kind, (*OF_CLI, *arguments), makes, log, guess, tuple(needs))
+    needs, made_of = tuple(map(name_job, runs)), tuple(run.find_folder(place.out).results for run in runs)
+    return Job(name, kind, (*OF_CLI, *arguments), makes, log, guess, needs, made_of)
 
 
 def _translate(place: Place, label: str, seeds: Sequence[int], beam: int) -> Job:
@@ -102,11 +103,9 @@ def _translate(place: Place, label: str, seeds: Sequence[int], beam: int) -> Job
     to = place.find_translation(label, beam)
     arguments = [f"--workdir={first}", "--mode=translate", f"--input={place.find_text('source')}", f"--output={to}"]
     arguments += [f"--config.decode.beam_size={beam}", f"--config.decode.ensemble={','.join(map(str, others))}"]
-    needs = dict.fromkeys(name_job(Run(place.corpus, "reversed", seed)) for seed in (0, *seeds))
+    runs = [Run(place.corpus, "reversed", seed) for seed in dict.fromkeys((0, *seeds))]
     guess = 15.0 + len(seeds) * 2.5 * beam
-    return _make(
-        place, f"translate {label} beam {beam}", f"beam {beam} of {len(seeds)}", arguments, to, tuple(needs), guess
-    )
+    return _make(place, f"translate {label} beam {beam}", f"beam {beam} of {len(seeds)}", arguments, to, runs, guess)
 
 
 def _score(place: Place, run: Run) -> Job:
@@ -115,7 +114,7 @@ def _score(place: Place, run: Run) -> Job:
     arguments = [f"--workdir={place.find_run(run.label)}", "--mode=score", f"--output={to}"]
     if run.corpus == "multi30k":  # whatever path it was trained with
         arguments.append(f"--config.data.test={place.out / 'text' / run.corpus / 'test'}")
-    return _make(place, f"score {run.label}", f"score {run.name}", arguments, to, (name_job(run),), 15.0)
+    return _make(place, f"score {run.label}", f"score {run.name}", arguments, to, (run,), 15.0)
 
 
 def list_rescoring_jobs(out: Path, *, smt: Job | None) -> list[Job]:
@@ -133,15 +132,32 @@ def list_rescoring_jobs(out: Path, *, smt: Job | None) -> list[Job]:
             to = place.find_scored(run.label, split)
             arguments = ["--mode=rescore", f"--models={place.find_run(run.label)}", "--weights=average"]
             arguments += [f"--input={out / 'smt' / split}.nbest", f"--source={text / split}.en", f"--output={to}"]
-            needs = (name_job(run), *before)
-            found.append(_make(place, f"lists {split} {run.label}", f"lists {run.name}", arguments, to, needs, 300.0))
-    for name in ("oracle", *MIXES):
-        members = MIXES.get(name, ())
-        job = _make(place, f"weigh {name}", "weigh", [], place.folder / f"rescored-{name}.json", (), 30.0)
-        command = (sys.executable, str(HERE / "rescoring.py"), f"--out={out}", f"--name={name}")
-        lists = [f"lists {split} {label} (multi30k)" for label in members for split in ("val", "test")]
-        found.append(dataclasses.replace(job, command=command, needs=(*lists, *before)))
-    return found
+            job = _make(place, f"lists {split} {run.label}", f"lists {run.name}", arguments, to, (run,), 300.0)
+            made_of = (*job.made_of, out / "smt" / f"{split}.nbest")
+            found.append(dataclasses.replace(job, needs=(*job.needs, *before), made_of=made_of))
+    return found + [_weigh(place, name, found, before) for name in ("oracle", *MIXES)]
+
+
+def _weigh(place: Place, name: str, lists: Sequence[Job], before: Sequence[str]) -> Job:
+    """A mix of lists, or the oracle of the system's own."""
+    job = _make(place, f"weigh {name}", "weigh", [], place.folder / f"rescored-{name}.json", (), 30.0)
+    scored = [place.find_scored(label, split) for label in MIXES.get(name, ()) for split in ("val", "test")]
+    own = [each for each in lists if each.makes in scored]
+    system = [place.out / "smt" / f"{split}.nbest" for split in ("val", "test")]
+    names = ["oracle"] if name == "oracle" else [f"{way}-{name}" for way in ("average", "tuned")]
+    return dataclasses.replace(
+        job,
+        command=(sys.executable, str(HERE / "rescoring.py"), f"--out={place.out}", f"--name={name}"),
+        needs=(*(each.name for each in own), *before),
+        made_of=(*system, *scored, *(path for each in own for path in each.made_of)),
+        also=tuple(place.folder / f"{file}.txt" for file in names),
+    )
+
+
+def list_stale(corpus: str, out: Path) -> set[Path]:
+    """Evaluations that are missing, or older than the runs and lists that they are made of."""
+    jobs = list_score_jobs(corpus, out) + (list_rescoring_jobs(out, smt=None) if corpus == "multi30k" else [])
+    return {path for job in jobs if not job.done for path in (job.makes, *job.also)}
 
 
 def find_systems(corpus: str, out: Path) -> dict[str, list[Path]]:
@@ -194,13 +210,15 @@ def check_same_tests(corpus: str, out: Path) -> None:
                 raise UserError(f"{folder.root}: has another {what} than {first}; move it away and run this again.")
 
 
-def read_log_probs(path: Path) -> np.ndarray:
+def read_log_probs(path: Path, lines: int) -> np.ndarray:
     """Statistics of sentences for `significance.score_log_probs`: `[N, 2]`, negative log-probability and tokens.
 
     Raises:
-        UserError: a sentence has no score.
+        UserError: a sentence has no score, or there are not as many rows as the test set has lines.
     """
     rows: list[Mapping[str, float]] = [json.loads(line) for line in read_lines(path)]
+    if len(rows) != lines:
+        raise UserError(f"{path}: has {len(rows)} rows, but the test set has {lines}; remove it and run this again.")
     lost = [row["line"] for row in rows if row["log_prob"] is None]
     if lost:
         raise UserError(f"{path}: has no score of line {lost[0]}; the model could not read that sentence.")

@@ -13,9 +13,10 @@ TITLES = {"multi30k": "Multi30k, English to French", "phrasebook": "the phrasebo
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 
 VERDICTS = (
-    "The effect is the mean over pairs of seeds, with the interval of 95 % and the two-sided p of a paired bootstrap "
-    "over the test's sentences. Appeared: as claimed, p at most 0.05, and in every pair; did not appear: the opposite, "
-    "shown in the same way; not shown: neither."
+    "The effect is the mean over pairs of systems, those of one seed or each with the only one opposite, with the "
+    "interval of 95 % and the two-sided p of a paired bootstrap over the test's sentences. Interval and p are of each "
+    "claim alone; corrected p allows for the number of claims in this table (Holm). Appeared: as claimed, corrected p "
+    "at most 0.05, and in every pair; did not appear: the opposite, shown in the same way; not shown: neither."
 )
 
 Table = dict[str, Any]
@@ -72,7 +73,7 @@ def _list_perplexities(corpus: str, result: Mapping[str, Any]) -> Table:
         run = result["runs"].get(f"{name}-0", {})
         tokens = found["tokens"]
         rows.append([found["label"], run.get("parameters"), _spread(found), found["paper"]])
-    note = f"Of {tokens:,} tokens, ends of sentences among them; mean and standard deviation over seeds."
+    note = f"Of {tokens:,} tokens, ends of sentences among them; geometric mean and standard deviation over seeds."
     columns = ["model", "parameters", "perplexity here", "perplexity in the paper"]
     return _table(corpus, "perplexities", "perplexity of the test set", note, columns, rows)
 
@@ -86,10 +87,9 @@ def _list_claims(corpus: str, result: Mapping[str, Any]) -> Table:
         effect = f"{claim['effect']:+.2f}{unit} [{low:+.2f}, {high:+.2f}]"
         sides = f"{claim['before_value']:.2f} → {claim['after_value']:.2f}"
         pairs = f"{sum(pair * claim['effect'] > 0 for pair in claim['pairs'])} of {len(claim['pairs'])}"
-        rows.append(
-            [claim["claim"], claim["paper"] or None, sides, effect, f"{claim['p']:.3f}", pairs, claim["verdict"]]
-        )
-    columns = ["claim", "in the papers", "here", "effect [95 %]", "p", "pairs of its sign", "verdict"]
+        ps = [f"{claim[key]:.4f}" for key in ("p", "p_corrected")]
+        rows.append([claim["claim"], claim["paper"] or None, sides, effect, *ps, pairs, claim["verdict"]])
+    columns = ["claim", "in the papers", "here", "effect [95 %]", "p", "corrected p", "pairs of its sign", "verdict"]
     return _table(corpus, "claims", "what appeared", VERDICTS, columns, rows)
 
 
@@ -99,7 +99,7 @@ def _list_runs(corpus: str, result: Mapping[str, Any]) -> Table:
     for label, run in result["runs"].items():
         minutes = None if run["wall_seconds"] is None else round(run["wall_seconds"] / 60, 1)
         rows.append([label, run["parameters"], run["steps"], minutes, run["train_loss"]])
-    note = "Time is that of the training's last start, with the test set's translation."
+    note = "Time is that of the whole training, with the test set's translation."
     return _table(corpus, "runs", "trainings", note, ["run", "parameters", "steps", "minutes", "training loss"], rows)
 
 

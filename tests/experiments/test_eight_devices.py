@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Training, make_training
 from seq2seq_jax.interfaces import Batch, PyTree
 from seq2seq_jax.modes import describe
@@ -226,13 +227,32 @@ def test_tables_compare_with_one_chip(tmp_path: Path) -> None:
     numbers = dict.fromkeys(study.FIELDS, 1.0)
     for name, step in (("data=8", 20.0), (study.ONE, 60.0)):
         row = {"layout": name, "step_ms": step, "words_per_second": 7.68e6 / step, "collectives": "a; b"}
-        study.append_result(numbers | row, path)
+        study.add_result(numbers | row, path)
     rows = study.read_results(path)
     assert list(rows) == [study.ONE, "data=8"]
     text = study.make_tables(rows)
     assert "| data=8 | 1.0 | 20.0 | 384,000 | 3.00 | 1.00 | 1.00 | 1.00 |" in text
     assert "1,700 -> 6,300 | 3.71" in text
     assert study.read_results(tmp_path / "none.csv") == {}
+    text = path.read_bytes()
+    study.add_result(numbers | {"layout": "of another time"}, path)  # kept, though no table has it
+    assert path.read_bytes().startswith(text) and list(study.read_results(path)) == [study.ONE, "data=8"]
+
+
+def test_mistakes_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "seq2seq_2014")
+    study = load("experiments/seq2seq_2014/eight_devices.py")
+    assert study.main(["--only=balancd"]) == 2
+    assert "eight_devices.py: error: --only=balancd: must be part of a row's name" in capsys.readouterr().err
+
+    def refuse(name: str) -> None:
+        raise UserError("compiling for a TPU needs libtpu,\nwhich is not installed.")
+
+    monkeypatch.setattr(study, "measure", refuse)
+    monkeypatch.setattr(study, "read_results", dict)
+    assert study.main(["--only=one chip"]) == 2
+    told = "one chip\neight_devices.py: error: compiling for a TPU needs libtpu, which is not installed.\n"
+    assert capsys.readouterr().err == told
 
 
 def test_operations_belong_to_the_part_that_their_names_tell() -> None:

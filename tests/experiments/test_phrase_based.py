@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import os
 import random
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -241,16 +243,50 @@ def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch):
         phrase_based.run(given)
 
 
-def test_stages_of_other_choices_are_refused(tmp_path):
-    path, texts = tmp_path / "work" / "settings.json", {"train": ([["a"]], [["b"]])}
+def test_stages_of_other_choices_are_refused(tmp_path, monkeypatch):
+    path, texts = tmp_path / "settings.json", {"train": ([["a"]], [["b"]])}
     flags = ["--data=data", "--out=out"]
-    given = phrase_based.parse(flags)
-    phrase_based.keep_settings(given, texts, path)
-    phrase_based.keep_settings(phrase_based.parse(["--data=elsewhere", "--out=out"]), texts, path)
+
+    def check(flags, texts=texts):
+        given = phrase_based.parse(flags)
+        return phrase_based.check_settings(given, phrase_based.describe_settings(given, texts), path)
+
+    assert not check(flags)
+    path.write_text(json.dumps(phrase_based.describe_settings(phrase_based.parse(flags), texts)))
+    assert check(flags) and check(["--data=elsewhere", "--out=out"])
     with pytest.raises(UserError, match=r"--order=3: .* had 4;"):
-        phrase_based.keep_settings(phrase_based.parse([*flags, "--order=3"]), texts, path)
+        check([*flags, "--order=3"])
     with pytest.raises(UserError, match=r"--data=data: .* other texts;"):
-        phrase_based.keep_settings(given, {"train": ([["a"]], [["c"]])}, path)
+        check(flags, {"train": ([["a"]], [["c"]])})
+    monkeypatch.setattr(phrase_based, "JOIN", 2.5)
+    with pytest.raises(UserError, match=r"JOIN in phrase_based.py, now 2.5: .* had 1.0; remove that folder"):
+        check(flags)
+
+
+def test_a_report_of_other_choices_is_not_taken_for_these(tmp_path, monkeypatch):
+    write_corpus(tmp_path / "data", {name: [("a b", "x y"), ("c", "z")] for name in phrase_based.SPLITS})
+    flags = [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]
+    given = phrase_based.parse(flags)
+    calls = []
+
+    def make_stages(given, thot, stages, splits):
+        calls.append(given)
+        for name in ("val", "test"):
+            for ending in ("nbest", "1best"):
+                (stages.folder / "work" / f"{name}.{ending}").write_text(f"{given.order}")
+                os.utime(stages.folder / "work" / f"{name}.{ending}", (1000, 1000))
+        return {"order": given.order}
+
+    monkeypatch.setattr(phrase_based, "make_stages", make_stages)
+    monkeypatch.setattr(phrase_based, "import_thot", lambda: None)
+    assert phrase_based.run(given) == phrase_based.run(given) == {"order": 4} and len(calls) == 1
+    assert (tmp_path / "out" / "val.nbest").stat().st_mtime == 1000  # a copy of a stage is as old as it
+    other = phrase_based.parse([*flags, "--order=3"])
+    with pytest.raises(UserError, match=r"--order=3: .*work were made with, but they had 4; remove that folder"):
+        phrase_based.run(other)
+    shutil.rmtree(tmp_path / "out" / "work")  # as it says
+    assert phrase_based.run(other) == {"order": 3} and len(calls) == 2
+    assert {(tmp_path / "out" / f"{name}.nbest").read_text() for name in ("val", "test")} == {"3"}
 
 
 @pytest.mark.parametrize("flag", ["--rounds=0", "--jump=-1", "--nbest=0", "--order=x"])
@@ -300,10 +336,11 @@ def test_engine_learns_a_toy_language_and_keeps_what_is_done(tmp_path):
         assert totals == sorted(totals, reverse=True)
         assert len({items[place].text for place in places}) == len(places)
     (tmp_path / "out" / "report.json").unlink()
-    (tmp_path / "out" / "val.nbest").unlink()
+    (tmp_path / "out" / "val.nbest").unlink()  # a copy
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "work").rglob("*") if path.is_file()}
     assert phrase_based.run(given)["scores"] == report["scores"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert read_nbest(tmp_path / "out" / "val.nbest") == read_nbest(tmp_path / "out" / "work" / "val.nbest")
 
 
 @pytest.mark.parametrize("order", [2, 4])

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +28,7 @@ def load(name):
     return module
 
 
-jobs, runs, run = map(load, ("jobs", "runs", "run"))
+jobs, runs, scores, run = map(load, ("jobs", "runs", "scores", "run"))
 
 
 # The grid.
@@ -115,14 +117,45 @@ def test_jobs_of_the_study_need_each_other_and_only_what_is_trained_is_evaluated
     assert "lists test forward-0 (multi30k)" in told and "weigh forward-0 (multi30k)" in told and len(told) == 7
 
 
+def test_what_was_made_of_a_run_that_is_trained_again_is_not_done(tmp_path):
+    found = run.list_jobs(("multi30k",), tmp_path)
+    for number, job in enumerate(found):  # in their order: what others are made of is older
+        for path in (*job.also, job.makes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+            os.utime(path, (number, number))
+        for path in [tmp_path / "smt" / f"{split}.nbest" for split in ("val", "test") if job.kind.startswith("phrase")]:
+            path.write_text("")
+            os.utime(path, (number, number))
+    assert all(job.done for job in found) and not scores.list_stale("multi30k", tmp_path)
+
+    def list_undone():
+        return {job.name.removesuffix(" (multi30k)") for job in found if not job.done}
+
+    results = tmp_path / "multi30k" / "reversed-1" / "results.json"
+    os.utime(results, (999, 999))
+    own = {"score reversed-1", "translate reversed-1 beam 1", "translate reversed-1 beam 2", "weigh reversed-1"}
+    own |= {f"lists {split} reversed-1" for split in ("val", "test")} | {"weigh ensemble5"}
+    own |= {f"translate ensemble{n} beam {beam}" for n, beam in ((5, 1), (5, 2), (5, 12), (3, 12), (2, 12))}
+    assert list_undone() == own
+    results.unlink()
+    assert list_undone() == own | {"train multi30k/reversed-1"}
+    results.write_text("")
+    os.utime(results, (1, 1))
+    (tmp_path / "scores" / "multi30k" / "tuned-forward-0.txt").unlink()
+    os.utime(tmp_path / "smt" / "val.nbest", (999, 999))
+    lists = {f"lists val {name}-{seed}" for name, count in scores.RESCORED.items() for seed in range(count)}
+    assert list_undone() == lists | {f"weigh {name}" for name in ("oracle", *scores.MIXES)}
+
+
 # Running and going on.
 
 
-def make_job(folder, name, code, *, needs=(), kind="k", guess=10.0):
+def make_job(folder, name, code, *, needs=(), kind="k", guess=10.0, made_of=()):
     """A job that runs some Python; `OUT` in it is the file that it makes."""
     makes = folder / f"{name}.done"
     command = (sys.executable, "-S", "-c", code.replace("OUT", repr(str(makes))))
-    return jobs.Job(name, kind, command, makes, folder / "logs" / f"{name}.log", guess, needs)
+    return jobs.Job(name, kind, command, makes, folder / "logs" / f"{name}.log", guess, needs, tuple(made_of))
 
 
 MAKE = "import pathlib; p = pathlib.Path(OUT); p.write_text(p.name); print('made')"
@@ -154,6 +187,50 @@ def test_a_failed_job_is_named_with_the_end_of_its_log_and_the_others_go_on(tmp_
     assert {*json.loads((tmp_path / "times.json").read_text())} == {"good", "then", "after", "last"}
     with pytest.raises(ValueError, match="need none but each other"):
         run_pool(tmp_path, given[1:2])
+
+
+def test_a_job_is_done_again_where_what_it_is_made_of_was_made_anew(tmp_path):
+    given = [
+        make_job(tmp_path, "train", MAKE),
+        make_job(tmp_path, "lost", "import sys; sys.exit(1)"),
+        make_job(tmp_path, "score", MAKE, needs=("train",), made_of=[tmp_path / "train.done"]),
+        make_job(tmp_path, "weigh", MAKE, needs=("score", "lost"), made_of=[tmp_path / "other"]),
+        make_job(tmp_path, "old", MAKE, needs=("lost",), made_of=[tmp_path / "other"]),
+    ]
+    for number, name in enumerate(("old.done", "other", "score.done", "weigh.done")):
+        (tmp_path / name).write_text("before")
+        os.utime(tmp_path / name, (number, number))
+    failures = run_pool(tmp_path, given)
+    # `weigh` is done, whatever became of what it needs: its own files are in order.
+    assert {each.job.name: each.code for each in failures} == {"lost": 1, "old": 0}
+    assert (tmp_path / "score.done").read_text() == "score.done" and (tmp_path / "weigh.done").read_text() == "before"
+    (tmp_path / "score.done").write_text("kept")
+    run_pool(tmp_path, given)
+    assert (tmp_path / "score.done").read_text() == "kept"
+    os.utime(tmp_path / "train.done", (1, 1))
+    os.utime(tmp_path / "score.done", (1, 1))
+    assert given[2].done  # as old is not older
+
+
+def test_a_folder_is_held_until_the_last_process_has_ended(tmp_path, capsys):
+    with jobs.hold(tmp_path) as lock:
+        code = f"import os, pathlib; pathlib.Path(OUT).write_text(str(os.fstat({lock}).st_ino))"
+        job = make_job(tmp_path, "look", code)
+        times = jobs.Times(tmp_path / "times.json")
+        assert jobs.Pool([job], workers=1, times=times, folder=tmp_path, inherited=(lock,)).run() == []
+        assert job.makes.read_text() == str((tmp_path / "lock").stat().st_ino)
+        code = "import sys; sys.stdin.read()"
+        capsys.readouterr()
+        left = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, pass_fds=[lock])
+    try:  # as where `run.py` was killed: the process that it started still has the lock
+        assert run.main(["run.py", f"--out={tmp_path}", "--only=phrasebook", "--no_training"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "a process that one has left behind, is at work in this folder" in line
+        assert run.main(["run.py", f"--out={tmp_path}", "--only=phrasebook", "--list"]) == 0
+    finally:
+        left.communicate()
+    with jobs.hold(tmp_path):
+        pass
 
 
 TRAINER = """
@@ -194,6 +271,7 @@ def test_the_time_left_follows_from_jobs_of_a_kind_and_else_from_how_far_off_gue
         make_job(tmp_path, name, "", kind=kind, guess=guess)
         for name, kind, guess in (("a0", "a", 10.0), ("a1", "a", 10.0), ("a2", "a", 10.0), ("b0", "b", 20.0))
     ]
+    (tmp_path / "times.json").write_text('{"a0": 5.0}')  # of the last process alone
     times = jobs.Times(tmp_path / "times.json", {"a0": 30.0})
     times.add(given[1], 50.0)
     assert times.estimate(given) == {"a0": 40.0, "a1": 40.0, "a2": 40.0, "b0": 80.0}

@@ -31,7 +31,7 @@ def load(name):
 
 
 report = load("report")
-analyses, probes = sys.modules["analyses"], sys.modules["probes"]
+analyses, figures, probes = (sys.modules[name] for name in ("analyses", "figures", "probes"))
 
 SENTENCES = 40
 WORDS = "a man woman dog is on the street with red hat".split()
@@ -151,6 +151,29 @@ def test_numbers_along_the_test_set_are_sacrebleu_s_and_the_log_probabilities(st
     assert np.allclose(found["perplexity"]["reversed"], np.exp(1.1))
     assert np.allclose(found["perplexity"]["forward"], np.exp(1.3))
     assert len(found["ranges"]) == 8 and found["ranges"][0].startswith("4–")
+
+
+def test_means_of_perplexities_are_geometric():
+    found = np.array([[2.0, 3.0], [8.0, 3.0]])
+    assert figures.average("perplexity", found).tolist() == pytest.approx([4.0, 3.0])
+    assert figures.average("BLEU", found).tolist() == [5.0, 3.0]
+    assert report.tell_mean([2.0, 8.0], "perplexity") == "4.00 ± 4.24" and report.tell_mean([2.0, 8.0]) == "5.00 ± 4.24"
+
+
+def test_what_vectors_say_is_told_with_how_sure_it_is(study):
+    runs = [run for run in analyses.find_finished(study) if run.name == "reversed"]
+    shares = figures.share_nearer(runs, "multi30k", study)
+    spaces = figures.compare_spaces(runs, "multi30k", study)["reversed"]
+    for pair, found in shares.items():  # of every scene, and in all what `measure_distances` says
+        assert found.shape == (3, 8)
+        assert found.mean(axis=1).tolist() == pytest.approx([each.nearer for each in spaces[pair]])
+    pair = ("plain", "passive")
+    rare, often, mixed = np.full((3, 8), 0.25), np.full((3, 8), 0.75), np.tile([0.0, 1.0, 1.0, 0.75], (3, 2))
+    told = [report.tell_spaces({pair: found})[0] for found in (often, rare, mixed)]
+    assert "passive: in 75% of the cases" in told[0] and told[0].endswith("as in the paper's figure.")
+    assert "unlike in the paper's figure" in told[1]
+    assert "in 69% of the cases" in told[2] and told[2].endswith("hardly other than chance.")
+    assert report.tell_spaces({pair: np.array([])}) == []
 
 
 def test_only_what_is_missing_or_old_is_made(study, tmp_path, monkeypatch):

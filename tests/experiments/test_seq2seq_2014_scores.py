@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -107,6 +108,31 @@ def test_verdicts_ask_for_the_sign_p_and_every_pair(effect, p, pairs, wanted, ve
     assert significance.judge(effect, p, pairs, wanted=wanted) == verdict
 
 
+def test_p_of_several_tests_is_corrected_as_holm_does():
+    assert significance.correct([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # R's p.adjust
+    assert significance.correct([0.04]) == [0.04] and significance.correct([]) == []
+    rng = np.random.default_rng(0)
+    for count in (2, 5, 30):
+        ps = np.concatenate([rng.uniform(size=count) ** 3, [1 / 5001] * 2])
+        corrected = significance.correct(ps)
+        for level in (0.01, 0.05, 0.3):  # by the definition: as long as the smallest of those left is shown
+            left, shown = list(range(len(ps))), set()
+            while left and min(ps[left]) * len(left) <= level:
+                shown.add(left.pop(int(np.argmin(ps[left]))))
+            assert {n for n, p in enumerate(corrected) if p <= level} == shown
+    assert 30 / (significance.RESAMPLES + 1) < significance.LEVEL  # else no claim of thirty could be shown
+
+
+def test_a_mean_is_bounded_by_how_rows_and_columns_differ():
+    assert significance.bound_mean(np.full((3, 8), 0.7)) == pytest.approx((0.7, 0.7))
+    rng = np.random.default_rng(0)
+    rows, columns = rng.normal(size=(60, 1)), rng.normal(size=(1, 30))
+    low, high = significance.bound_mean(rows + columns, resamples=2000)
+    wanted = 1.96 * math.sqrt(rows.var() / 60 + columns.var() / 30)
+    middle = float((rows + columns).mean())
+    assert (middle - low, high - middle) == pytest.approx((wanted, wanted), rel=0.1)
+
+
 def test_words_are_what_stands_between_blanks_so_that_apostrophes_are_split_once():
     metric = significance.make_words_metric()
     said = ["sur l&apos; eau et l&apos; herbe verte ."]
@@ -124,14 +150,17 @@ def test_perplexities_change_by_per_cent_and_for_each_layer():
         math.exp(1.8)
     )
     assert found["effect"] == pytest.approx(100 * (math.exp(-0.1) - 1)) == pytest.approx(-9.516, abs=1e-3)
-    assert found["verdict"] == "appeared"  # lower is better
-    assert claims.check_claim(claim, better, worse, significance.score_log_probs, counts)["verdict"] == "did not appear"
+    other = claims.check_claim(claim, better, worse, significance.score_log_probs, counts)
+    verdicts = [each["verdict"] for each in claims.judge_claims([found, other])]
+    assert verdicts == ["appeared", "did not appear"]  # lower is better
+    judged = claims.judge_claims([found] * 3)  # p is 1 of 51, three times as much is above 0.05
+    assert {(each["p"], each["p_corrected"], each["verdict"]) for each in judged} == {(1 / 51, 3 / 51, "not shown")}
 
 
 # Whole studies that are made up.
 
 
-def make_run(out, corpus, label, share, *, vocabulary="v", references=REFERENCES):
+def make_run(out, corpus, label, share, *, vocabulary="v", references=REFERENCES, more=0.0):
     """A finished run whose translations have lost a share of the words."""
     place = scores.Place(out, corpus)
     seed = int(label[-1])
@@ -142,7 +171,7 @@ def make_run(out, corpus, label, share, *, vocabulary="v", references=REFERENCES
         (out / corpus / label / "outputs" / f"test.{side}.txt").write_text("".join(line + "\n" for line in text))
     results = {"test": {"bleu": 1.0}, "vocab_sha256": vocabulary, "parameters": 2_000_000, "wall_seconds": 300.0}
     (out / corpus / label / "results.json").write_text(json.dumps(results | {"steps": 9, "train_loss": 1.5}))
-    rows = [{"line": n + 1, "log_prob": -9.0 * (1 + share) - n, "tokens": 5} for n in range(len(references))]
+    rows = [{"line": n + 1, "log_prob": -9.0 * (1 + share) - n - more, "tokens": 5} for n in range(len(references))]
     place.folder.mkdir(parents=True, exist_ok=True)
     place.find_log_probs(label).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -150,7 +179,7 @@ def make_run(out, corpus, label, share, *, vocabulary="v", references=REFERENCES
 def test_what_is_finished_is_compared_and_what_is_missing_is_named(tmp_path):
     for seed in range(3):
         make_run(tmp_path, "multi30k", f"reversed-{seed}", 0.1)
-        make_run(tmp_path, "multi30k", f"forward-{seed}", 0.4)
+        make_run(tmp_path, "multi30k", f"forward-{seed}", 0.4, more=seed)
     make_run(tmp_path, "multi30k", "layers1-0", 0.2)
     found = claims.find_results("multi30k", tmp_path)
     assert found["metric"]["name"] == "bleu_words" and found["metric"]["sentences"] == 8
@@ -158,7 +187,11 @@ def test_what_is_finished_is_compared_and_what_is_missing_is_named(tmp_path):
         "forward",
         "reversed",
     }
-    assert found["perplexities"]["forward"]["mean"] == pytest.approx(math.exp((8 * 9 * 1.4 + 28) / 40))
+    of_seeds = [math.exp((8 * (9 * 1.4 + seed) + 28) / 40) for seed in range(3)]
+    forward = found["perplexities"]["forward"]
+    assert forward["values"] == pytest.approx(of_seeds)
+    assert forward["mean"] == pytest.approx(np.prod(of_seeds) ** (1 / 3))
+    assert forward["mean"] == pytest.approx(found["comparisons"][0]["before_value"])
     assert [each["key"] for each in found["comparisons"]] == [
         "perplexity: forward to reversed",
         "bleu: forward@12 to reversed@12",
@@ -166,6 +199,16 @@ def test_what_is_finished_is_compared_and_what_is_missing_is_named(tmp_path):
     assert all(each["verdict"] == "appeared" and len(each["pairs"]) == 3 for each in found["comparisons"])
     assert "training layers1-1" in found["missing"] and "smt: no smt/test.1best" in found["missing"]
     assert "layers1@12: no multi30k/layers1-1/outputs/test.hypotheses.txt" in found["missing"]
+    log_probs = scores.Place(tmp_path, "multi30k").find_log_probs("forward-1")
+    text = log_probs.read_text()
+    log_probs.write_text("".join(text.splitlines(keepends=True)[:5]))
+    with pytest.raises(UserError, match="forward-1.log_probs.jsonl: has 5 rows, but the test set has 8"):
+        claims.find_results("multi30k", tmp_path)
+    log_probs.write_text(text)
+    os.utime(log_probs, (0, 0))  # as where the run was trained again
+    again = claims.find_results("multi30k", tmp_path)
+    told = "scores/multi30k/forward-1.log_probs.jsonl is older than what it is made of"
+    assert list(again["perplexities"]) == ["reversed"] and f"perplexity of forward: {told}" in again["missing"]
     (tmp_path / "multi30k" / "forward-2" / "outputs" / "test.hypotheses.txt").write_text("too short\n")
     with pytest.raises(UserError, match="has 1 lines, but the test set has 8"):
         claims.find_results("multi30k", tmp_path)
@@ -213,6 +256,11 @@ def test_lists_are_weighed_evenly_by_tuned_weights_and_by_an_oracle(tmp_path, mo
     assert report["val"]["tuned"] == pytest.approx(100.0) and report["val"]["before"] < 20
     assert report["weights"]["models"] > 5 * report["weights"]["total"]
     assert len(read_nbest(place.out / "smt" / "val.nbest")) == 4
+    scored = place.find_scored("reversed-0", "test")
+    scored.write_text(scored.read_text().replace("reversed-0=", "other="))
+    with pytest.raises(UserError, match="reversed-0.test.nbest: is not of .* it has no 'reversed-0'"):
+        rescoring.rescore(tmp_path, "pair")
+    scored.write_text(scored.read_text().replace("other=", "reversed-0="))
     (place.out / "smt" / "test.nbest").write_text("0 ||| another text ||| LM= 0 ||| -1\n")
     with pytest.raises(UserError, match="reversed-0.test.nbest: is not of .*test.nbest"):
         rescoring.rescore(tmp_path, "pair")
@@ -226,7 +274,7 @@ def make_result():
     smt = {"label": "a system", "values": [40.0], "mean": 40.0, "std": None, "interval": 1.0, "paper": 33.3}
     average = {"label": "its lists, even average with one", "values": [41.0], "mean": 41.0, "std": None}
     claim = {"claim": "more", "measure": "bleu", "paper": "", "before_value": 7.25, "after_value": 8.0, "effect": 0.75}
-    claim |= {"interval": [0.25, 1.25], "p": 0.004, "pairs": [1.0, -0.5], "verdict": "not shown"}
+    claim |= {"interval": [0.25, 1.25], "p": 0.004, "p_corrected": 0.0123, "pairs": [1.0, -0.5], "verdict": "not shown"}
     run_facts = {"parameters": 2066336, "steps": 3000, "wall_seconds": 300.0, "train_loss": 2.5}
     return {
         "metric": {"name": "bleu", "signature": "tok:none", "sentences": 1000},
@@ -252,7 +300,7 @@ def test_tables_show_numbers_beside_the_papers():
     assert "| one | 2 | 7.31 ± 0.09 | 0.50 | 30.59 |" in text
     assert "| nothing: its 1-best | 40.00 | – | 33.30 |\n| one | 41.00 | – | 35.85 |" in text
     assert "| two | 2,066,336 | 9.50 ± 0.25 | 4.70 |" in text and "Of 14,988 tokens" in text
-    assert "| more | – | 7.25 → 8.00 | +0.75 [+0.25, +1.25] | 0.004 | 1 of 2 | not shown |" in text
+    assert "| more | – | 7.25 → 8.00 | +0.75 [+0.25, +1.25] | 0.0040 | 0.0123 | 1 of 2 | not shown |" in text
     assert "| more | 5.8 → 4.7 | 7.25 → 8.00 | +0.75 % [+0.25, +1.25] |" in text
     assert text.rstrip().endswith("- multi30k: training layers4-2")
     json.dumps(found)
