@@ -2,9 +2,10 @@
 
     python experiments/seq2seq_2014/rescoring.py --out=OUT --name=NAME
 
-`NAME` is one of `scores.MIXES`, or "oracle". Of every hypothesis there is the system's total and the log-probability by
-each model (OUT/scores/multi30k/lists/RUN.{val,test}.nbest); several models count as the mean of theirs, which is an
-ensemble's log-probability up to what makes it a distribution. Written to OUT/scores/multi30k:
+`NAME` is one of `scores.MIXES`, or "oracle"; or "cut", which writes the lists that models read, the first
+`scores.LIST_LENGTH` of each (OUT/scores/multi30k/lists/{val,test}.nbest). Of every hypothesis there is the system's
+total and the log-probability by each model (RUN.{val,test}.nbest beside those lists); several models count as the mean
+of theirs, which is an ensemble's log-probability up to what makes it a distribution. Written to OUT/scores/multi30k:
 
 - average-NAME.txt: the best of each test list by the even average of the total and the log-probability, the paper's way
 - tuned-NAME.txt: by the two weights that are best on val (minimum error rate training, Och 2003)
@@ -20,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 from programs import call
-from scores import MIXES, Place, read_lines
+from scores import LIST_LENGTH, MIXES, Place, read_lines
 from significance import choose_metric
 
-from seq2seq_jax.data.nbest import Hypothesis, group_segments, read_nbest
+from seq2seq_jax.data.nbest import Hypothesis, group_segments, read_nbest, render_line
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import CorpusMetric
 from seq2seq_jax.evaluate.tuning import Lists, find_oracle, tune
@@ -41,7 +42,7 @@ def read_lists(place: Place, labels: Sequence[str], split: str) -> tuple[list[Hy
     Raises:
         UserError: a model has read other lists, or its feature is not in them.
     """
-    path = place.out / "smt" / f"{split}.nbest"
+    path = place.find_list(split)
     items = read_nbest(path)
     items = [items[n] for places in group_segments(items).values() for n in places]
     columns = []
@@ -74,6 +75,16 @@ def write_best(items: Sequence[Hypothesis], rows: np.ndarray, lines: int, path: 
     replace_text(path, "".join(line + "\n" for line in best))
 
 
+def cut_lists(out: Path) -> None:
+    """Writes the first hypotheses of every list."""
+    place = Place(out, "multi30k")
+    for split in ("val", "test"):
+        items = read_nbest(out / "smt" / f"{split}.nbest")
+        kept = [items[n] for places in group_segments(items).values() for n in places[:LIST_LENGTH]]
+        place.find_list(split).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(place.find_list(split), "".join(map(render_line, kept)))
+
+
 def rescore(out: Path, name: str) -> None:
     """Writes what this file's head says."""
     place, metric = Place(out, "multi30k"), choose_metric("multi30k")
@@ -103,9 +114,12 @@ def main() -> int:
     """Weighs one mix; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", choices=("oracle", *MIXES), required=True)
+    parser.add_argument("--name", choices=("cut", "oracle", *MIXES), required=True)
     given = parser.parse_args()
-    rescore(given.out.absolute(), given.name)
+    if given.name == "cut":
+        cut_lists(given.out.absolute())
+    else:
+        rescore(given.out.absolute(), given.name)
     return 0
 
 

@@ -27,6 +27,9 @@ COMPARED = 3
 ENSEMBLES = {5: BEAMS, 3: (BEAM,), 2: (BEAM,)}
 """Members → the beams that they search by together."""
 
+LIST_LENGTH = 100
+"""Hypotheses of a sentence that models read, the best of the system's 1000-best lists: there is time for no more."""
+
 RESCORED = {"reversed": 5, "forward": 3, "attention": 3}
 """Models that rescore the lists of the phrase-based system → so many runs of each."""
 
@@ -70,6 +73,10 @@ class Place:
     def find_log_probs(self, label: str) -> Path:
         """Log-probabilities of the test set's references by a run, JSON Lines."""
         return self.folder / f"{label}.log_probs.jsonl"
+
+    def find_list(self, split: str) -> Path:
+        """The phrase-based system's lists, cut to `LIST_LENGTH`."""
+        return self.folder / "lists" / f"{split}.nbest"
 
     def find_scored(self, label: str, split: str) -> Path:
         """The phrase-based system's lists with the log-probabilities of a run."""
@@ -125,30 +132,42 @@ def list_rescoring_jobs(out: Path, *, smt: Job | None) -> list[Job]:
         smt: the job that makes the lists; None where they are there already.
     """
     place, found = Place(out, "multi30k"), []
-    before = (smt.name,) if smt else ()
-    text = out / "text" / "multi30k"
+    text, cut = out / "text" / "multi30k", _cut(place, (smt.name,) if smt else ())
+    found.append(cut)
     for run in [run for run in list_runs(("multi30k",)) if run.seed < RESCORED.get(run.name, 0)]:
         for split in ("val", "test"):
             to = place.find_scored(run.label, split)
             arguments = ["--mode=rescore", f"--models={place.find_run(run.label)}", "--weights=average"]
-            arguments += [f"--input={out / 'smt' / split}.nbest", f"--source={text / split}.en", f"--output={to}"]
-            job = _make(place, f"lists {split} {run.label}", f"lists {run.name}", arguments, to, (run,), 300.0)
-            made_of = (*job.made_of, out / "smt" / f"{split}.nbest")
-            found.append(dataclasses.replace(job, needs=(*job.needs, *before), made_of=made_of))
-    return found + [_weigh(place, name, found, before) for name in ("oracle", *MIXES)]
+            arguments += [f"--input={place.find_list(split)}", f"--source={text / split}.en", f"--output={to}"]
+            job = _make(place, f"lists {split} {run.label}", f"lists {run.name}", arguments, to, (run,), 120.0)
+            made_of = (*job.made_of, *cut.made_of, place.find_list(split))
+            found.append(dataclasses.replace(job, needs=(*job.needs, cut.name), made_of=made_of))
+    return found + [_weigh(place, name, found, cut) for name in ("oracle", *MIXES)]
 
 
-def _weigh(place: Place, name: str, lists: Sequence[Job], before: Sequence[str]) -> Job:
+def _cut(place: Place, before: Sequence[str]) -> Job:
+    """The phrase-based system's lists, as long as models read them."""
+    job = _make(place, "cut lists", "cut", [], place.find_list("test"), (), 20.0)
+    return dataclasses.replace(
+        job,
+        command=(sys.executable, str(HERE / "rescoring.py"), f"--out={place.out}", "--name=cut"),
+        needs=tuple(before),
+        made_of=tuple(place.out / "smt" / f"{split}.nbest" for split in ("val", "test")),
+        also=(place.find_list("val"),),
+    )
+
+
+def _weigh(place: Place, name: str, lists: Sequence[Job], cut: Job) -> Job:
     """A mix of lists, or the oracle of the system's own."""
     job = _make(place, f"weigh {name}", "weigh", [], place.folder / f"rescored-{name}.json", (), 30.0)
     scored = [place.find_scored(label, split) for label in MIXES.get(name, ()) for split in ("val", "test")]
     own = [each for each in lists if each.makes in scored]
-    system = [place.out / "smt" / f"{split}.nbest" for split in ("val", "test")]
+    system = [*cut.made_of, *(place.find_list(split) for split in ("val", "test"))]
     names = ["oracle"] if name == "oracle" else [f"{way}-{name}" for way in ("average", "tuned")]
     return dataclasses.replace(
         job,
         command=(sys.executable, str(HERE / "rescoring.py"), f"--out={place.out}", f"--name={name}"),
-        needs=(*(each.name for each in own), *before),
+        needs=(*(each.name for each in own), cut.name),
         made_of=(*system, *scored, *(path for each in own for path in each.made_of)),
         also=tuple(place.folder / f"{file}.txt" for file in names),
     )

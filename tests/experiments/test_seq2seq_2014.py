@@ -100,7 +100,7 @@ def test_texts_are_copied_once_and_a_missing_one_is_named(tmp_path):
 def test_jobs_of_the_study_need_each_other_and_only_what_is_trained_is_evaluated(tmp_path):
     found = {job.name: job for job in run.list_jobs(("multi30k",), tmp_path)}
     lists = [job for job in found.values() if job.kind.startswith("lists")]
-    assert len(found) == 17 + (3 * 2 + 3 + 1 + 1) + 17 + 1 + 2 * 11 + 12 and len(lists) == 22
+    assert len(found) == 17 + (3 * 2 + 3 + 1 + 1) + 17 + 1 + 1 + 2 * 11 + 12 and len(lists) == 22
     ensemble = found["translate ensemble5 beam 2 (multi30k)"]
     assert set(ensemble.needs) == {f"train multi30k/reversed-{seed}" for seed in range(5)}
     others = ",".join(str(tmp_path / "multi30k" / f"reversed-{seed}") for seed in range(1, 5))
@@ -114,7 +114,7 @@ def test_jobs_of_the_study_need_each_other_and_only_what_is_trained_is_evaluated
     left = run.list_jobs(("multi30k",), tmp_path, training=False)
     told = [job.name for job in left]
     assert told[:2] == ["train multi30k/forward-0", "score forward-0 (multi30k)"]
-    assert "lists test forward-0 (multi30k)" in told and "weigh forward-0 (multi30k)" in told and len(told) == 7
+    assert "lists test forward-0 (multi30k)" in told and "weigh forward-0 (multi30k)" in told and len(told) == 8
 
 
 def test_what_was_made_of_a_run_that_is_trained_again_is_not_done(tmp_path):
@@ -144,7 +144,8 @@ def test_what_was_made_of_a_run_that_is_trained_again_is_not_done(tmp_path):
     os.utime(results, (1, 1))
     (tmp_path / "scores" / "multi30k" / "tuned-forward-0.txt").unlink()
     os.utime(tmp_path / "smt" / "val.nbest", (999, 999))
-    lists = {f"lists val {name}-{seed}" for name, count in scores.RESCORED.items() for seed in range(count)}
+    runs_read = [f"{name}-{seed}" for name, count in scores.RESCORED.items() for seed in range(count)]
+    lists = {"cut lists", *(f"lists {split} {label}" for label in runs_read for split in ("val", "test"))}
     assert list_undone() == lists | {f"weigh {name}" for name in ("oracle", *scores.MIXES)}
 
 

@@ -224,10 +224,9 @@ def test_runs_of_other_texts_or_vocabularies_are_not_compared(other, told, tmp_p
 
 def write_lists(place, split, items, references):
     """The system's lists and the reading of one model; items are `segment, text, total, log-probability`."""
-    (place.out / "smt").mkdir(exist_ok=True)
     place.find_scored("x", split).parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{n} ||| {text} ||| LM= {total / 2} ||| {total}\n" for n, text, total, _ in items]
-    (place.out / "smt" / f"{split}.nbest").write_text("".join(lines))
+    place.find_list(split).write_text("".join(lines))
     for label, offset in (("reversed-0", 0.0), ("reversed-1", -1.0)):
         lines = [f"{n} ||| {text} ||| LM= 0 {label}= {lp + offset} ||| 0\n" for n, text, _, lp in reversed(items)]
         place.find_scored(label, split).write_text("".join(lines))
@@ -255,15 +254,26 @@ def test_lists_are_weighed_evenly_by_tuned_weights_and_by_an_oracle(tmp_path, mo
     report = json.loads((place.folder / "rescored-pair.json").read_text())
     assert report["val"]["tuned"] == pytest.approx(100.0) and report["val"]["before"] < 20
     assert report["weights"]["models"] > 5 * report["weights"]["total"]
-    assert len(read_nbest(place.out / "smt" / "val.nbest")) == 4
     scored = place.find_scored("reversed-0", "test")
     scored.write_text(scored.read_text().replace("reversed-0=", "other="))
     with pytest.raises(UserError, match="reversed-0.test.nbest: is not of .* it has no 'reversed-0'"):
         rescoring.rescore(tmp_path, "pair")
     scored.write_text(scored.read_text().replace("other=", "reversed-0="))
-    (place.out / "smt" / "test.nbest").write_text("0 ||| another text ||| LM= 0 ||| -1\n")
+    place.find_list("test").write_text("0 ||| another text ||| LM= 0 ||| -1\n")
     with pytest.raises(UserError, match="reversed-0.test.nbest: is not of .*test.nbest"):
         rescoring.rescore(tmp_path, "pair")
+
+
+def test_models_read_the_first_of_every_list(tmp_path, monkeypatch):
+    monkeypatch.setattr(rescoring, "LIST_LENGTH", 2)
+    (tmp_path / "smt").mkdir()
+    for split in ("val", "test"):
+        lines = [f"{n} ||| {split} {k} ||| LM= {k}.5 ||| {-k}\n" for n in (0, 3) for k in range(4 - n)]
+        (tmp_path / "smt" / f"{split}.nbest").write_text("".join(lines))
+    rescoring.cut_lists(tmp_path)
+    kept = read_nbest(scores.Place(tmp_path, "multi30k").find_list("test"))
+    found = [(item.segment, item.text, item.features["LM"], item.total) for item in kept]
+    assert found == [(0, "test 0", (0.5,), 0.0), (0, "test 1", (1.5,), -1.0), (3, "test 0", (0.5,), 0.0)]
 
 
 # Tables.
