@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.errors import EXIT_USER, UserError
 
 
 def call(program: str, work: Callable[[], int]) -> int:
@@ -15,5 +15,8 @@ def call(program: str, work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"{program}: error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER
     except KeyboardInterrupt:
         return 130

@@ -29,8 +29,8 @@ def load(name):
     return module
 
 
-names = ("claims", "rescoring", "scores", "significance", "tables", "run")
-claims, rescoring, scores, significance, tables, run = map(load, names)
+names = ("claims", "programs", "rescoring", "scores", "significance", "tables", "run")
+claims, programs, rescoring, scores, significance, tables, run = map(load, names)
 
 
 # Significance.
@@ -274,6 +274,13 @@ def test_models_read_the_first_of_every_list(tmp_path, monkeypatch):
     kept = read_nbest(scores.Place(tmp_path, "multi30k").find_list("test"))
     found = [(item.segment, item.text, item.features["LM"], item.total) for item in kept]
     assert found == [(0, "test 0", (0.5,), 0.0), (0, "test 1", (1.5,), -1.0), (3, "test 0", (0.5,), 0.0)]
+
+
+def test_a_file_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rescoring.py", f"--out={tmp_path}", "--name=oracle"])
+    assert programs.call("rescoring.py", rescoring.main) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"rescoring.py: error: {tmp_path}")
 
 
 # Tables.
