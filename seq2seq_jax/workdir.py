@@ -152,24 +152,40 @@ def _read_word(root: Path) -> str:
 
 
 @contextlib.contextmanager
-def _hold(root: Path, *, fresh: bool) -> Iterator[None]:
+def hold_lock(folder: Path, *, flag: str, busy: str, name: str = LOCK) -> Iterator[int]:
+    """Keeps a folder, which is made where there is none, for one process; gives the descriptor of its lock.
+
+    Args:
+        folder: what is kept.
+        flag: how the user named it.
+        busy: told, behind the folder, where another process has it.
+        name: of the lock's file in it.
+
+    Raises:
+        UserError: the folder is held by another process, or cannot be written to.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"--workdir={root}: cannot be written to ({error.strerror}); choose another folder.") from error
+        raise UserError(f"{flag}={folder}: cannot be written to ({error.strerror}); choose another folder.") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"--workdir={root}: another training is running in this folder; wait for it, stop it, or use another."
-            ) from error
+            raise UserError(f"{flag}={folder}: {busy}") from error
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _hold(root: Path, *, fresh: bool) -> Iterator[None]:
+    busy = "another training is running in this folder; wait for it, stop it, or use another."
+    with hold_lock(root, flag="--workdir", busy=busy):
         if fresh and any(path.name != LOCK for path in root.iterdir()):
             _move_aside(root)
         yield
-    finally:
-        os.close(handle)
 
 
 def _move_aside(root: Path) -> None:

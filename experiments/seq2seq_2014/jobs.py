@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -18,8 +17,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from seq2seq_jax.errors import EXIT_USER, UserError
+from seq2seq_jax.errors import EXIT_USER
 from seq2seq_jax.train.writers import format_duration, write_json
+from seq2seq_jax.workdir import hold_lock
 
 SHOWN = 4
 """Lines of a failed job's log that people are shown."""
@@ -137,22 +137,12 @@ def hold(out: Path) -> Iterator[int]:
     Raises:
         UserError: the folder is held by others, or cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"--out={out}: cannot be written to ({error.strerror}); choose another folder.") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"--out={out}: another run.py, or a process that one has left behind, is at work in this folder; wait "
-                f"for it, end it (`fuser {out / LOCK}` tells its number), or choose another folder."
-            ) from error
+    busy = (
+        "another run.py, or a process that one has left behind, is at work in this folder; wait for it, end it "
+        f"(`fuser {out / LOCK}` tells its number), or choose another folder."
+    )
+    with hold_lock(out, flag="--out", busy=busy, name=LOCK) as handle:
         yield handle
-    finally:
-        os.close(handle)
 
 
 @dataclasses.dataclass
