@@ -22,12 +22,43 @@ from seq2seq_jax.decode.steps import Inputs
 from seq2seq_jax.interfaces import Array, Hypotheses, PyTree
 from seq2seq_jax.models.gnmt import GNMT, GNMTConfig
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, make_layout
-from seq2seq_jax.parallel.roofline import calibrate, find_hardware
+from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.search import Search, model_program, start_search
 
 IMPOSSIBLE = -1e4
 """What is added to the logit of a token that is never to be chosen."""
+
+
+def make_model_engine(
+    model: nn.Module, *, beam: int, ranking: Ranking, rows: int, max_source_len: int, max_len: int
+) -> Engine:
+    """The engine of a model on one device, as a translator has it.
+
+    Args:
+        model: keeps the `Seq2Seq` protocol.
+        beam: hypotheses of a sentence.
+        ranking: of the hypotheses.
+        rows: sentences at a time.
+        max_source_len: tokens of a source, at most.
+        max_len: tokens of an output, at most.
+    """
+    layout = make_layout(data=1, fsdp=1, stage=1, tensor=1, rows_multiple=1, devices=jax.devices()[:1])
+    boxed = jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+    method = Beam(size=beam, ranking=ranking, bos_id=BOS_ID, eos_id=EOS_ID, pad_id=PAD_ID)
+    search = Search(method=method, length_factor=0.0, length_extra=max_len)
+    program = model_program(model, layout, boxed)
+    return Engine(program, search, rows=rows, max_source_len=max_source_len, attention="none")
+
+
+def _init(model: nn.Module, key: Array) -> PyTree:
+    tokens = jax.numpy.ones((1, 2), jax.numpy.int32)
+    return model.init(key, tokens, tokens > 0, tokens)["params"]
+
+
+def init_params(model: nn.Module) -> PyTree:
+    """Parameters at random."""
+    return jax.jit(lambda key: nn.meta.unbox(_init(model, key)))(jax.random.key(0))
 
 
 def build_engine(
@@ -37,20 +68,11 @@ def build_engine(
     sizes = {"features": args.features, "attention_features": args.features, "dtype": args.dtype}
     layers = {"encoder_layers": args.layers, "decoder_layers": args.layers, "attention_from": "current_step"}
     model = GNMT(GNMTConfig(args.vocab, args.vocab, **sizes, **layers))
-
-    def init(key: Array) -> PyTree:
-        tokens = jax.numpy.ones((1, 2), jax.numpy.int32)
-        return model.init(key, tokens, tokens > 0, tokens)["params"]
-
-    params = jax.jit(lambda key: nn.meta.unbox(init(key)))(jax.random.key(0))
+    params = init_params(model)
     params["softmax"]["bias"] = params["softmax"]["bias"].at[EOS_ID].set(IMPOSSIBLE)
-    layout = make_layout(data=1, fsdp=1, stage=1, tensor=1, rows_multiple=1, devices=jax.devices()[:1])
-    program = model_program(model, layout, jax.eval_shape(init, jax.random.key(0)))
     ranking = Ranking(length="gnmt", length_penalty=0.6, coverage_penalty=coverage)
-    method = Beam(size=args.beam, ranking=ranking, bos_id=BOS_ID, eos_id=EOS_ID, pad_id=PAD_ID)
-    search = Search(method=method, length_factor=0.0, length_extra=max_len)
-    engine = Engine(program, search, rows=args.rows, max_source_len=max_source_len, attention="none")
-    return engine, params
+    rows = {"rows": args.rows, "max_source_len": max_source_len, "max_len": max_len}
+    return make_model_engine(model, beam=args.beam, ranking=ranking, **rows), params
 
 
 def round_up(length: int) -> int:
@@ -63,28 +85,33 @@ def estimate_floors(args: argparse.Namespace) -> dict[str, float]:
 
     Flops are those of the products; bytes are the weights, what the attention reads, and the logits, written and read.
     """
-    device = jax.devices()[0]
-    hardware = find_hardware(device)
-    if hardware is None:
-        hardware, table = calibrate(device), args.vocab * args.features
-        wide = time_product(args.vocab, args.features, args.rows * args.beam)
-        few = time_product(args.vocab, args.features, args.beam)  # reads its table, where a copy also writes
-        hardware = dataclasses.replace(
-            hardware,
-            peak_flops=max(hardware.peak_flops, 2 * args.rows * args.beam * table / wide),
-            bandwidth=max(hardware.bandwidth, 4 * table / few),
-        )
     d, width = args.features, 2 if args.dtype == "bfloat16" else 4
     weights = 8 * d * d + (args.layers - 1) * 12 * d * d + d * d + d * args.vocab
-    source = (args.shortest + args.longest) / 2
-    share = hardware.float32_share if args.dtype == "float32" and device.platform != "cpu" else 1.0
+    source, rate = (args.shortest + args.longest) / 2, measure_rates(args)
     floors = {}
     for part, rows in (("batch", args.rows), ("one", 1)):
         beams = rows * args.beam
         flops = 2 * beams * (weights + 2 * source * d)
         moved = width * (weights + 2 * rows * source * d) + 4 * 2 * beams * args.vocab
-        floors[part] = args.steps * max(flops / (share * hardware.peak_flops), moved / hardware.bandwidth)
+        floors[part] = args.steps * max(flops / rate.peak_flops, moved / rate.bandwidth)
     return floors
+
+
+def measure_rates(args: argparse.Namespace) -> Hardware:
+    """What the device can do in `args.dtype`: published, or measured with the products of the softmax."""
+    device = jax.devices()[0]
+    hardware = find_hardware(device)
+    if hardware is not None:
+        share = hardware.float32_share if args.dtype == "float32" else 1.0
+        return dataclasses.replace(hardware, peak_flops=share * hardware.peak_flops)
+    hardware, table = calibrate(device), args.vocab * args.features
+    wide = time_product(args.vocab, args.features, args.rows * args.beam)
+    few = time_product(args.vocab, args.features, args.beam)  # reads its table, where a copy also writes
+    return dataclasses.replace(
+        hardware,
+        peak_flops=max(hardware.peak_flops, 2 * args.rows * args.beam * table / wide),
+        bandwidth=max(hardware.bandwidth, 4 * table / few),
+    )
 
 
 def time_product(vocab: int, features: int, rows: int) -> float:

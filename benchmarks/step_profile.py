@@ -181,7 +181,7 @@ def classify(instruction: Instruction) -> str:
     if not name:
         return "other"
     last = name.rsplit("/", 1)[-1]
-    if "threefry" in name or "random_bits" in name or "vmap(vmap(" in name or "/dropout/" in name:
+    if "threefry" in name or "dropout" in name:
         return "dropout draws"
     if "embedding" in name:
         return "embedding"
@@ -213,10 +213,16 @@ class Profile:
 
 
 def join_profile(
-    taken: Mapping[str, float], idle: float, instructions: Mapping[str, Instruction], steps: int
+    taken: Mapping[str, float],
+    idle: float,
+    instructions: Mapping[str, Instruction],
+    steps: int,
+    *,
+    parts: Sequence[str] = PARTS,
+    classify: Callable[[Instruction], str] = classify,
 ) -> Profile:
-    """Sums the nanoseconds of `share_time` by part."""
-    sums = dict.fromkeys(PARTS, 0.0)
+    """Sums the nanoseconds of `share_time` by part; for the last two arguments see `profile_step`."""
+    sums = dict.fromkeys(parts, 0.0)
     lines = []
     for op, nanoseconds in taken.items():
         instruction = instructions.get(op, Instruction("", ""))
@@ -227,7 +233,15 @@ def join_profile(
     return Profile(sums, sorted(lines, key=lambda line: -line[3]))
 
 
-def profile_step(step: Callable[[], Any], compiled: Any, *, steps: int = 3, folder: str | None = None) -> Profile:
+def profile_step(
+    step: Callable[[], Any],
+    compiled: Any,
+    *,
+    steps: int = 3,
+    folder: str | None = None,
+    parts: Sequence[str] = PARTS,
+    classify: Callable[[Instruction], str] = classify,
+) -> Profile:
     """Traces a few steps of a compiled program and shares their time among its parts.
 
     Args:
@@ -235,6 +249,8 @@ def profile_step(step: Callable[[], Any], compiled: Any, *, steps: int = 3, fold
         compiled: the program that it runs.
         steps: to trace.
         folder: keep the trace here; None drops it.
+        parts: what a step consists of, with "idle"; those of a recurrent model if not given.
+        classify: the part that an instruction belongs to.
 
     Raises:
         ValueError: the trace names no instruction of the program.
@@ -257,7 +273,7 @@ def profile_step(step: Callable[[], Any], compiled: Any, *, steps: int = 3, fold
     instructions = read_instructions(text)
     containers = {op for op, instruction in instructions.items() if instruction.opcode in CONTAINERS}
     taken, idle = share_time(events, containers.__contains__)
-    return join_profile(taken, idle, instructions, steps)
+    return join_profile(taken, idle, instructions, steps, parts=parts, classify=classify)
 
 
 def measure_feeding(batch: Any, *, times: int = 10) -> float:
@@ -270,13 +286,26 @@ def measure_feeding(batch: Any, *, times: int = 10) -> float:
     return 1e3 * best
 
 
-def print_profile(profile: Profile, *, feeding_ms: float, heaviest: int = 0) -> None:
-    """Prints milliseconds and share of every part, the feeding beside them, and the heaviest instructions."""
+def print_profile(
+    profile: Profile, *, feeding_ms: float, heaviest: int = 0, floors: Mapping[str, float] | None = None
+) -> None:
+    """Prints milliseconds and share of every part, the feeding beside them, and the heaviest instructions.
+
+    Args:
+        profile: of a step.
+        feeding_ms: what putting a batch on the device takes.
+        heaviest: how many instructions.
+        floors: the milliseconds that parts take at least by what the device can do; those that are not named have none.
+    """
     total = sum(profile.milliseconds.values())
-    print(f"{'part of a step':<28}{'ms':>10}{'share':>8}")
+    print(f"{'part of a step':<28}{'ms':>10}{'share':>8}" + (f"{'floor ms':>10}{'of floor':>10}" if floors else ""))
     for part, milliseconds in profile.milliseconds.items():
-        print(f"{part:<28}{milliseconds:>10.2f}{milliseconds / total:>8.1%}")
-    print(f"{'all':<28}{total:>10.2f}{1:>8.1%}")
+        line = f"{part:<28}{milliseconds:>10.2f}{milliseconds / total:>8.1%}"
+        if floors and part in floors and milliseconds:
+            line += f"{floors[part]:>10.2f}{floors[part] / milliseconds:>10.0%}"
+        print(line)
+    line = f"{'all':<28}{total:>10.2f}{1:>8.1%}"
+    print(line + (f"{sum(floors.values()):>10.2f}{sum(floors.values()) / total:>10.0%}" if floors else ""))
     print(f"{'data, host to device':<28}{feeding_ms:>10.2f}{feeding_ms / total:>8.1%}  beside the step, not in it")
     for op, name, part, milliseconds in profile.heaviest[:heaviest]:
         print(f"{milliseconds:>10.2f} ms  {part:<24}{op:<40}{name}")

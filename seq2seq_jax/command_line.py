@@ -42,6 +42,7 @@ OWN = {
     "source": "compare, rescore: file of source sentences, with --input.",
     "constraints": "translate: a JSON object for every line of the input: prefix, must, must_not.",
     "models": "rescore: runs whose log-probabilities become features, separated by commas. Default: --workdir.",
+    "channel": "rescore: runs of the other direction, whose log-probabilities of the source are features, too.",
     "weights": "rescore: JSON file of weights, as tuning writes it; or average: half the lists' total, half "
     "the models' mean log-probability. Without: tuned on --reference.",
     "metric": "rescore: what is tuned: bleu (default), chrf, wer or cer.",
@@ -74,6 +75,7 @@ GOES_WITH = {
     "source": ("compare", "rescore"),
     "constraints": ("translate",),
     "models": ("rescore",),
+    "channel": ("rescore",),
     "weights": ("rescore",),
     "metric": ("rescore",),
     "workers": ("prepare",),
@@ -116,7 +118,7 @@ def _define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("mode", "train", OWN["mode"], flag_values=values)
     for name in ("steps", "format", "licence", "against", "reference", "source", "constraints"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
-    for name in ("models", "weights", "metric"):
+    for name in ("models", "channel", "weights", "metric"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     flags.DEFINE_integer("workers", 0, OWN["workers"], flag_values=values)
     flags.DEFINE_integer("members", None, OWN["members"], flag_values=values)

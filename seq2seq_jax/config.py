@@ -57,6 +57,33 @@ def _name_presets(saved: dict[str, Any]) -> dict[str, Any]:
     return {**saved, "decode": decode | {key: -1.0 for key, number in once.items() if decode.get(key) == number}}
 
 
+def takes_source(model: ConfigDict) -> bool:
+    """Whether the model of these keys (`config.model`) reads a source; a language model does not."""
+    return model.name != "language_model" and model.get("source", True)
+
+
+def has_search(model: ConfigDict) -> bool:
+    """Whether the model of these keys has a decoder, which a search can run; a masked language model has none."""
+    return model.name != "bert"
+
+
+def require_search(config: ConfigDict, where: str) -> None:
+    """Refuses a masked language model where something is to be searched for, or scored step by step.
+
+    Args:
+        config: of the run.
+        where: what named it, such as "--mode=translate".
+
+    Raises:
+        UserError: its model has no decoder.
+    """
+    if not has_search(config.model):
+        raise UserError(
+            f"{where}: needs a model with a decoder, but this one is a {config.model.name!r}, a masked language model; "
+            "it is trained, evaluated (--mode=evaluate) and the start of an encoder (--init_from)."
+        )
+
+
 def with_absolute_prefixes(config: ConfigDict) -> ConfigDict:
     """The config with the paths of its files absolute, so that the run can be gone on with from any folder."""
     config = ConfigDict(config.to_dict())
@@ -160,7 +187,9 @@ def check_config(config: ConfigDict) -> None:
     _check_batches(config)
     _check_search(config.decode)
     _check_numbers(config.decode)
-    if config.data.source == config.data.target and config.model.name != "language_model":
+    if not has_search(config.model):
+        _check_masked(config)
+    elif config.data.source == config.data.target and takes_source(config.model):
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
 
 
@@ -172,6 +201,8 @@ def _check_batches(config: ConfigDict) -> None:
             f"config.data.sentences_per_batch must be a multiple of config.data.rows_multiple={data.rows_multiple}, "
             f"but is {data.sentences_per_batch} instead: rows divide among devices."
         )
+    if data.pack:
+        _check_packing(config)
     if keys.loss_per != "token" and config.sequence.objective != "none":
         raise UserError(
             f"config.train.loss_per must be 'token' with config.sequence.objective={config.sequence.objective!r}, but "
@@ -185,6 +216,55 @@ def _check_batches(config: ConfigDict) -> None:
     if vocab.target_size and (vocab.joint or vocab.target_size < 5):
         rule = "be 0 with config.vocab.joint=True" if vocab.joint else "be 0 or at least 5"
         raise UserError(f"config.vocab.target_size must {rule}, but is {vocab.target_size} instead.")
+
+
+def _check_packing(config: ConfigDict) -> None:
+    """Refuses what rows of several pairs cannot have."""
+    others = {
+        "data.sentences_per_batch": (0, "how many pairs a batch has follows from their lengths"),
+        "data.curriculum_epochs": (0, "every row has long and short pairs"),
+        "data.subword_sampling": (0.0, "a drawn segmentation is longer than the room that was planned for it"),
+        "sequence.objective": ("none", "its candidates have a row each"),
+    }
+    for key, (least, why) in others.items():
+        section, _, name = key.partition(".")
+        if (value := config[section][name]) != least:
+            raise UserError(f"config.{key} must be {least!r} with config.data.pack, but is {value!r} instead: {why}.")
+    longest, model = max(config.data.max_source_len, config.data.max_target_len), config.model
+    if model.get("linformer"):
+        raise UserError(
+            f"config.model.linformer must be 0 with config.data.pack, but is {model.linformer} instead: it mixes all "
+            "of a row."
+        )
+    if model.name == "gpt" and model.source:  # one text after the other
+        longest = config.data.max_source_len + config.data.max_target_len
+    if model.get("positions") == "learned" and model.max_positions < longest:
+        raise UserError(
+            f"config.model.max_positions must be at least {longest} with config.data.pack, but is "
+            f"{model.max_positions} instead: that long may a pair be (config.data.max_source_len, max_target_len)."
+        )
+
+
+def _check_masked(config: ConfigDict) -> None:
+    """Refuses what a masked language model cannot have: it has no decoder."""
+    others = {
+        "train.patience_metric": ("loss", "it translates nothing that has a BLEU"),
+        "train.own_tokens": (0.0, "it has no decoder's inputs"),
+        "sequence.objective": ("none", "it has no outputs to reward"),
+    }
+    for key, (wanted, why) in others.items():
+        section, _, name = key.partition(".")
+        if (value := config[section][name]) != wanted:
+            rule = f"config.{key} must be {wanted!r} with config.model.name={config.model.name!r}"
+            raise UserError(f"{rule}, but is {value!r} instead: {why}.")
+    keys = config.masked
+    if not 0 < keys.share < 1:
+        raise UserError(f"config.masked.share must be more than 0 and less than 1, but is {keys.share} instead.")
+    if keys.mask + keys.random > 1:
+        raise UserError(
+            f"config.masked.random must be at most 1 - config.masked.mask={keys.mask}, but is {keys.random} instead: "
+            "both are shares of the same tokens."
+        )
 
 
 def _check_search(keys: ConfigDict) -> None:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.clean import CleanRules, clean_texts
 from seq2seq_jax.data.coverage import Coverage, coverage
 from seq2seq_jax.data.mixture import Part, share_parts
+from seq2seq_jax.data.packing import make_packed_plan
 from seq2seq_jax.data.pipeline import Pairs, TokenPairs, join_pairs, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.prepare import read_held_out
@@ -369,23 +370,31 @@ class Corpus:
         else:
             pairs = join_pairs([tokenise(text, vocabs, text.tags) for text in splits.texts])
         dev = tokenise(splits.dev, vocabs, splits.dev.tags)
-        fixed, tokens = {"rows": data.sentences_per_batch}, {"tokens_per_batch": data.tokens_per_batch}
-        sizes = {"rows_multiple": data.rows_multiple, **(fixed if data.sentences_per_batch else tokens)}
-        sizes |= {"max_source_len": data.max_source_len, "max_target_len": data.max_target_len}
-        redraw, lengths = None, (pairs.source_lengths, pairs.target_lengths)
+        sizes, redraw, lengths = _batch_sizes(data), None, (pairs.source_lengths, pairs.target_lengths)
         if data.subword_sampling:
             redraw = PairSampler(vocabs, data.subword_sampling, data.subword_sides, seed)
-            limits = {name: sizes[name] for name in ("max_source_len", "max_target_len")}
-            lengths = redraw.plan_lengths(pairs, **limits)
-        plan = make_plan(
-            *lengths,
-            seed=seed,
-            max_shapes=data.max_shapes,
-            parts=splits.parts,
-            curriculum_epochs=data.curriculum_epochs,
-            **sizes,
-        )
-        dev_plan = make_plan(
-            dev.source_lengths, dev.target_lengths, seed=seed, max_shapes=DEV_SHAPES, shuffle=False, **sizes
-        )
-        return cls(pairs, plan, dev, dev_plan, redraw)
+            lengths = redraw.plan_lengths(pairs, max_source_len=data.max_source_len, max_target_len=data.max_target_len)
+        if data.pack:
+            plan = make_packed_plan(*lengths, seed=seed, parts=splits.parts, **sizes)
+        else:
+            plan = make_plan(
+                *lengths,
+                seed=seed,
+                max_shapes=data.max_shapes,
+                parts=splits.parts,
+                curriculum_epochs=data.curriculum_epochs,
+                **sizes,
+            )
+        return cls(pairs, plan, dev, plan_in_order(config, dev), redraw)
+
+
+def plan_in_order(config: ConfigDict, pairs: TokenPairs) -> BatchPlan:
+    """The batches of dev or test, of few shapes."""
+    sizes = {"max_shapes": DEV_SHAPES, "shuffle": False, **_batch_sizes(config.data)}
+    return make_plan(pairs.source_lengths, pairs.target_lengths, seed=config.train.seed, **sizes)
+
+
+def _batch_sizes(data: ConfigDict) -> dict[str, Any]:
+    fixed, tokens = {"rows": data.sentences_per_batch}, {"tokens_per_batch": data.tokens_per_batch}
+    size = fixed if data.sentences_per_batch else tokens
+    return size | {name: data[name] for name in ("rows_multiple", "max_source_len", "max_target_len")}

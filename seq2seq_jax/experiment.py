@@ -21,23 +21,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from seq2seq_jax.arithmetic import count_weights
+from seq2seq_jax.config import has_search
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, MaskedModel, Packs, PyTree, Sums
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
 from seq2seq_jax.parallel.softmax import choose_chunk
 from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
+from seq2seq_jax.tasks.abstract_batch import make_abstract_batch
 from seq2seq_jax.tasks.constraints import make_wish
 from seq2seq_jax.tasks.engine import Engine
-from seq2seq_jax.tasks.loss import OwnTokens, make_loss
+from seq2seq_jax.tasks.loss import Loss, OwnTokens, make_loss
+from seq2seq_jax.tasks.masked import MaskRule, make_masked_loss
 from seq2seq_jax.tasks.methods import make_method, make_rank
 from seq2seq_jax.tasks.score import Scorer, make_scores
 from seq2seq_jax.tasks.search import Decode, Program, Search, limit, make_decode, model_program
-from seq2seq_jax.tasks.sequence import Objective, longest_candidate, make_sequence_loss
+from seq2seq_jax.tasks.sequence import Objective, make_sequence_loss
 from seq2seq_jax.tasks.translation import Translator
 from seq2seq_jax.train.accumulation import make_add
 from seq2seq_jax.train.freezing import find_frozen, freeze, hold, name_of
@@ -82,29 +86,9 @@ class Training:
 
     def abstract_batch(self, rows: int, source_len: int, target_len: int) -> Batch:
         """Shapes, dtypes and shardings of a batch of tokens."""
-
-        def array(dtype: Any, *shape: int) -> Any:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
-
-        source, target = (rows, source_len), (rows, target_len)
-        slots = (rows, self.config.sequence.candidates + 1)
-        judged: dict[str, Any] = {}
-        if self.objective is not None:
-            judged = {
-                "candidates": array(jnp.int32, *slots, longest_candidate(target_len)),
-                "candidate_lengths": array(jnp.int32, *slots),
-                "rewards": array(jnp.float32, *slots),
-            }
-        return Batch(
-            source=array(jnp.int32, *source),
-            source_mask=array(jnp.bool_, *source),
-            target_in=array(jnp.int32, *target),
-            target_out=array(jnp.int32, *target),
-            target_mask=array(jnp.bool_, *target),
-            example_ids=array(jnp.int32, rows),
-            row_mask=array(jnp.bool_, rows),
-            **judged,
-        )
+        count = self.config.sequence.candidates if self.objective is not None else 0
+        sharding, packed = batch_sharding(self.mesh), self.config.data.pack
+        return make_abstract_batch(sharding, rows, source_len, target_len, candidates=count, packed=packed)
 
     def _init(self, key: Array) -> TrainState:
         return make_state(self.model, self.optimizer, key, ema_decay=self.config.train.ema_decay)
@@ -141,13 +125,16 @@ class Training:
             loss = make_sequence_loss(self._spread_model, self.objective, chunk=self.chunk)
         else:
             own = (keys.own_tokens, keys.own_tokens_start, keys.own_tokens_steps, keys.own_tokens_passes)
-            loss = make_loss(
-                self._spread_model,
-                label_smoothing=keys.label_smoothing,
-                chunk=self.chunk,
-                own_tokens=OwnTokens(*own) if keys.own_tokens else None,
-            )
+            loss = self._likelihood(keys.label_smoothing, own_tokens=OwnTokens(*own) if keys.own_tokens else None)
         return hold(spread_gradient(loss, self.layout, self.boxed_state.params), self.frozen)
+
+    def _likelihood(self, smoothing: float, *, train: bool = True, own_tokens: OwnTokens | None = None) -> Loss:
+        """The loss of texts as they are: of targets, or of a masked language model's hidden tokens."""
+        model = self._spread_model
+        how: dict[str, Any] = {"label_smoothing": smoothing, "chunk": self.chunk, "train": train}
+        if isinstance(model, MaskedModel):
+            return make_masked_loss(model, rule=MaskRule(**self.config.masked), **how)
+        return make_loss(model, own_tokens=own_tokens, **how)
 
     @property
     def objective(self) -> Objective | None:
@@ -178,7 +165,7 @@ class Training:
 
     def dev_sums(self) -> Callable[[PyTree, Batch], Sums]:
         """The jitted sums of a batch without dropout and label smoothing."""
-        loss = make_loss(self._spread_model, label_smoothing=0.0, chunk=self.chunk, train=False)
+        loss = self._likelihood(0.0, train=False)
         return jax.jit(spread_sums(loss, self.layout, self.boxed_state.params))
 
     def scores(self) -> Callable[[PyTree, Batch], Array]:
@@ -208,26 +195,24 @@ class Training:
     @property
     def chunk(self) -> int:
         """Tokens whose logits exist at a time."""
-        keys = self.model.config
-        return choose_chunk(keys.target_vocab, keys.features, platform=self.mesh.devices.flat[0].platform)
+        keys, platform = self.model.config, self.mesh.devices.flat[0].platform
+        size = keys.target_vocab if has_search(self.config.model) else keys.source_vocab
+        return choose_chunk(size, keys.features, platform=platform)
 
     def step_flops(self, sums: Mapping[str, float]) -> float:
         """Arithmetic of forward and backward for these sums' tokens: 6 for every weight that meets one.
 
-        Encoder weights meet source tokens, all others target tokens; look-ups and the attention's
-        scores are left out.
+        See `arithmetic.count_weights`; look-ups and the attention's scores are left out.
         """
         encoder, decoder = self._weights_in_products
-        return 6.0 * (encoder * sums.get("source_tokens", 0.0) + decoder * sums.get("target_tokens", 0.0))
+        source, target = sums.get("source_tokens", 0.0), sums.get("target_tokens", 0.0)
+        if not has_search(self.config.model):
+            target = self.config.masked.share * source
+        return 6.0 * (encoder * source + decoder * target)
 
     @functools.cached_property
-    def _weights_in_products(self) -> tuple[int, int]:
-        """Weights that meet every source token, and every target token (a shared table's as a softmax)."""
-        params = self.abstract_state().params
-        encoder = sum(count_parameters(tree) for name, tree in params.items() if name.startswith("encoder"))
-        tables = sum(count_parameters(tree) for name, tree in params.items() if name.endswith("embedding"))
-        shared = 0 if "kernel" in params["softmax"] else params["target_embedding"]["table"].size
-        return encoder, count_parameters(params) - encoder - tables + shared
+    def _weights_in_products(self) -> tuple[float, float]:
+        return count_weights(self.abstract_state().params, self.config)
 
     def peak_flops(self) -> float | None:
         """Of all devices of the mesh a second, or None where it is not known."""
@@ -293,7 +278,8 @@ def make_state(
 def make_parameters(model: nn.Module, key: Array) -> PyTree:
     """A model's parameters before the first step, boxed with their logical axes."""
     tokens = jnp.ones((1, 2), jnp.int32)
-    return model.init(key, tokens, jnp.ones((1, 2), bool), tokens)["params"]
+    given = (tokens, tokens > 0) if isinstance(model, MaskedModel) else (tokens, tokens > 0, tokens)
+    return model.init(key, *given)["params"]
 
 
 def build(config: ConfigDict, vocabs: Vocabs, *, updates_per_epoch: float | None = None) -> Experiment:
@@ -333,6 +319,12 @@ def make_training(
     """
     module, model_config = make_model(config, source_vocab, target_vocab)
     model, keys = module(model_config), config.train
+    if config.data.pack and not isinstance(model, Packs):
+        able = ", ".join(name for name, (each, _) in MODELS.items() if hasattr(each, "packs"))
+        raise UserError(
+            f"config.data.pack must be False with config.model.name={config.model.name!r}: only models whose attention "
+            f"can keep the examples of a row apart ({able}) read packed rows."
+        )
     try:
         layout = make_layout(**config.parallel, rows_multiple=config.data.rows_multiple, devices=devices)
         schedule = make_schedule(

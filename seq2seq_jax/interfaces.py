@@ -35,12 +35,26 @@ Sums = Mapping[str, Array]
 
 
 @struct.dataclass
+class Packing:
+    """Which of its row's examples every token is of, and where in it: several short examples share a row.
+
+    Segments count from 1 in every row, 0 is padding; those of a row follow each other, in the same order on both
+    sides. Positions count from 0 within each segment.
+    """
+
+    source_segments: Array  # [B, S] int32
+    source_positions: Array  # [B, S] int32
+    target_segments: Array  # [B, T] int32
+    target_positions: Array  # [B, T] int32
+
+
+@struct.dataclass
 class Batch:
     """One global batch (or one host's rows of it), padded to a declared shape.
 
     A row with `row_mask` False only fills the batch: its `example_ids` is -1 and all its masks are
     False. A packed batch carries several short examples a row, told apart by the segment ids (1, 2,
-    ...; 0 is padding) with positions counted within each segment.
+    ...; 0 is padding) with positions counted within each segment; `example_ids` has the first of each row.
     """
 
     source: Array  # [B, S] int32 tokens, or [B, W] float32 waveform samples
@@ -57,6 +71,14 @@ class Batch:
     candidates: Array | None = None  # [B, G, T] int32, sequence-level training only: the reference, then outputs
     candidate_lengths: Array | None = None  # [B, G] int32, eos included; 0 for a slot that holds none
     rewards: Array | None = None  # [B, G] float32
+
+    @property
+    def packing(self) -> Packing | None:
+        """What tells the examples of packed rows apart; None where every row is one example."""
+        if self.source_segments is None:
+            return None
+        parts = (self.source_segments, self.source_positions, self.target_segments, self.target_positions)
+        return Packing(*parts)  # type: ignore[arg-type]
 
 
 @struct.dataclass
@@ -195,6 +217,20 @@ class QuickSteps(Protocol):
 
 
 @runtime_checkable
+class Packs(Protocol):
+    """A model that keeps several examples of a row apart while it trains: it says so by `packs`.
+
+    The `decode` of a `Seq2Seq` that does takes `packing` likewise: every example reads its own part of the memory.
+    """
+
+    packs: bool
+
+    def encode(self, source: Array, source_mask: Array, *, train: bool, packing: Packing | None = None) -> Memory:
+        """As that of `Encoder`; with `packing` no example reads of another."""
+        ...
+
+
+@runtime_checkable
 class SentenceVectors(Protocol):
     """A `Seq2Seq` without attention, whose decoder knows of a sentence what one state holds."""
 
@@ -234,4 +270,8 @@ class Streaming(Protocol):
 
 @runtime_checkable
 class MaskedModel(Encoder, Projection, Protocol):
-    """An encoder trained to fill masked positions (BERT); `project` reads `Memory.hidden`."""
+    """An encoder trained to fill hidden tokens (BERT): it has no decoder, and nothing searches with it."""
+
+    def fill(self, hidden: Array) -> Array:
+        """What `project` reads of hidden tokens, `[..., D]`, from `Memory.hidden` at their places."""
+        ...

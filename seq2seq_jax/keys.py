@@ -23,6 +23,24 @@ RESUMABLE = (
 """Keys (or sections, ending in a dot) that may differ from the saved config when a run is resumed."""
 
 MODEL_KEYS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "name": "bert",
+        "features": 128,
+        "layers": 4,  # of the encoder, which reads the source's language
+        "heads": 4,
+        "feed_forward": 512,
+        "norm": "post",  # or "pre"
+        "embedding_norm": True,  # layer normalisation of the embeddings; a Transformer that starts from it has none
+        "positions": "learned",  # or "sinusoidal", "relative" (T5), "rotary"
+        "max_positions": 512,  # "learned" positions, and `linformer`: no text may be longer
+        "activation": "gelu",  # by tanh; or "relu", "swish", "swiglu"
+        "head": True,  # a dense layer, gelu and layer normalisation before the softmax
+        "linformer": 0,
+        "linformer_share": "none",
+        "dropout": 0.1,
+        "init_scale": 0.0,
+        "dtype": "float32",
+    },
     "gnmt": {
         "name": "gnmt",
         "features": 128,  # width of embeddings, layers and attention values
@@ -39,6 +57,23 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "recurrent_dropout": 0.0,  # on what a layer gives to its next step, one draw a sentence (Gal, Ghahramani 2016)
         "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
         "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
+    },
+    "gpt": {
+        "name": "gpt",
+        "features": 128,
+        "layers": 6,  # of the one stack that reads the source and goes on with the target
+        "heads": 4,
+        "feed_forward": 512,
+        "source": True,  # False: a language model, which reads nothing of its source
+        "prefix": "causal",  # a token of the source sees those before it; or "full": all of the source
+        "norm": "pre",  # or "post" (GPT of 2018)
+        "positions": "learned",  # or "sinusoidal", "relative" (T5), "rotary"
+        "max_positions": 1024,  # "learned": source and target together may be no longer
+        "activation": "gelu",  # by tanh, as GPT has it; or "relu", "swish", "swiglu"
+        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none"
+        "dropout": 0.1,
+        "init_scale": 0.0,
+        "dtype": "float32",
     },
     "language_model": {
         "name": "language_model",
@@ -86,6 +121,24 @@ MODEL_KEYS: dict[str, dict[str, Any]] = {
         "recurrent_init": "scaled",  # recurrent kernels as all others; or "orthogonal", gate by gate
         "dtype": "float32",
     },
+    "transformer": {
+        "name": "transformer",
+        "features": 128,  # width of embeddings and layers
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "heads": 4,  # of every attention; they divide `features`
+        "feed_forward": 512,  # width inside the feed-forward layers
+        "norm": "post",  # layer normalisation after every sub-layer (the paper), or before it: "pre"
+        "positions": "sinusoidal",  # or "learned", "relative" (T5), "rotary"
+        "max_positions": 1024,  # "learned" positions, and `linformer`: no text may be longer
+        "activation": "relu",  # of the feed-forward layers; or "gelu", "swish", "swiglu"
+        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
+        "linformer": 0,  # rank that keys and values of the encoder's self-attention are mixed down to; 0: not at all
+        "linformer_share": "none",  # what shares the mixtures: or "heads", "kv" (also one for both), "layers" (of all)
+        "dropout": 0.1,  # on embeddings and on the output of every sub-layer
+        "init_scale": 0.0,
+        "dtype": "float32",
+    },
 }
 """The keys of `config.model`, by its `name`."""
 
@@ -116,6 +169,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tokens_per_batch": 2048,  # source plus target slots in a global batch, padding included
         "sentences_per_batch": 0,  # in its place: so many pairs of similar length; 0 is by `tokens_per_batch`
         "rows_multiple": 8,  # rows of every batch are multiples of it; the number of devices must divide it
+        "pack": False,  # several short pairs share a row, so that little is padding (models that attend to themselves)
         "max_shapes": 6,  # most shapes of a batch, and so most compilations of the step
         "max_source_len": 80,  # tokens with eos; longer training pairs are left out and counted
         "max_target_len": 80,
@@ -202,6 +256,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "reference": True,  # "minimum_risk": the reference is a candidate, too
         "likelihood": 0.0,  # weight of the likelihood of the reference, GNMT's alpha (0.017)
     },
+    "masked": {  # what a masked language model (bert) has to fill
+        "share": 0.15,  # of a row's tokens that are hidden, at least one
+        "mask": 0.8,  # of these, share that become the mask token
+        "random": 0.1,  # and share that become any other token; the rest stay as they are
+    },
     "decode": {
         "method": "beam",  # or "greedy", "sampling", "minimum_bayes_risk"
         # Rules and numbers of a beam search: "default" (ours), or what "gnmt" (the paper), "fairseq", "tensor2tensor",
@@ -249,18 +308,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "data": -1,  # devices that share a batch, each with all parameters
         "fsdp": 1,  # devices that share a batch and split parameters and optimizer state at rest
         "stage": 1,  # devices that the layers are spread over
-        "tensor": 1,  # devices that split the vocabulary besides
+        "tensor": 1,  # devices that split the vocabulary besides, and heads and feed-forward layers of a Transformer
         "strategy": "auto",  # rule table: "data_parallel", "fsdp", "balanced", "exact"; "auto" follows from the sizes
         "step": "auto",  # "shard_map" sends what it says, "jit" leaves that to the compiler; "auto": jit on one device
-        "layers": "auto",  # how a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order
-        "chunks": 0,  # pieces that a wavefront cuts sequences into; 0 is four for every stage
+        # How a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order. A Transformer's
+        # over stages: always by microbatches; on one device: "in_order", or "scanned" (one loop, compiled once, in the
+        # same time for any depth); "auto": scanned from 13 layers on
+        "layers": "auto",
+        "chunks": 0,  # over stages, pieces that sequences (a Transformer's rows) are cut into; 0: four for every stage
         "recurrence": "loop",  # of recurrent layers over time; "kernel": a Pallas kernel where there is one (opt-in)
         "unroll": 0,  # most steps of that loop compiled as one: quicker on GPUs, slower to compile; 0: by the device
         "recompute_gates": False,  # make gates again in the backward pass: less memory on accelerators, more products
+        # What a Transformer's layers keep for the backward pass: "none" (all of it is kept), "dots" (products with
+        # weights; the rest is made again), "full" (their inputs alone: least memory, a third more products)
+        "remat": "none",
     },
 }
 """Every key but those of the model; `default_config` puts both together."""
 
+OPTIMIZERS = (
+    "adam", "adamw", "nadam", "nadamw", "radam", "adafactor", "adagrad", "adadelta", "rmsprop", "lamb", "lion", "muon",
+    "sgd", "adam_then_sgd",
+)  # fmt: skip
 CHOICES: dict[str, tuple[str, ...]] = {
     "vocab.kind": ("sentencepiece", "word", "char", "byte"),
     "vocab.model": ("unigram", "bpe"),
@@ -272,23 +341,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.readout_state": ("asking", "newest"),
     "model.share_embeddings": ("none", "target", "all"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.prefix": ("causal", "full"),
+    "model.norm": ("post", "pre"),
+    "model.positions": ("sinusoidal", "learned", "relative", "rotary"),
+    "model.linformer_share": ("none", "heads", "kv", "layers"),
+    "model.activation": ("relu", "gelu", "swish", "swiglu"),
     "model.cell": ("lstm", "lstm_peephole", "gru"),
-    "train.optimizer": (
-        "adam",
-        "adamw",
-        "nadam",
-        "nadamw",
-        "radam",
-        "adafactor",
-        "adagrad",
-        "adadelta",
-        "rmsprop",
-        "lamb",
-        "lion",
-        "muon",
-        "sgd",
-        "adam_then_sgd",
-    ),
+    "train.optimizer": OPTIMIZERS,
     "train.patience_metric": ("bleu", "loss"),
     "data.subword_sides": ("both", "source", "target"),
     "data.monolingual_search": ("beam", "sampling"),
@@ -305,7 +364,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sequence.reward": ("chrf", "bleu", "gleu"),
     "parallel.strategy": ("auto", "data_parallel", "fsdp", "balanced", "exact"),
     "parallel.step": ("auto", "jit", "shard_map"),
-    "parallel.layers": ("auto", "in_order", "wavefront"),
+    "parallel.layers": ("auto", "in_order", "scanned", "wavefront"),
+    "parallel.remat": ("none", "dots", "full"),
     "parallel.recurrence": ("loop", "kernel"),
     "train.schedule": ("constant", "inverse_sqrt", "cosine", "linear", "exponential", "stable", "gnmt", "halving"),
     "train.loss_per": ("token", "sentence"),
@@ -316,7 +376,8 @@ AT_LEAST: dict[str, float] = {
     "data.max_target_len": 2, "data.prefetch": 1, "data.held_out_pairs": 1, "vocab.size": 5, "model.features": 1,
     "model.encoder_layers": 1, "model.decoder_layers": 1, "model.layers": 1, "model.init_scale": 0,
     "model.embedding_features": 1, "model.readout_features": 1, "model.attention_init_scale": 0,
-    "model.attention_features": 1, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
+    "model.attention_features": 1, "model.heads": 1, "model.feed_forward": 1, "model.max_positions": 1,
+    "model.linformer": 0, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
     "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
     "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_factor": 0,
     "decode.min_length_factor": 0, "decode.min_length_extra": 0, "decode.groups": 1, "decode.diversity": 0,
@@ -327,6 +388,7 @@ AT_LEAST: dict[str, float] = {
     "clean.max_chars": 0, "clean.max_ratio": 0, "train.accumulate": 1, "train.patience": 0,
     "train.own_tokens_start": 0, "train.own_tokens_steps": 1, "train.own_tokens_passes": 1, "train.momentum": 0,
     "sequence.candidates": 2, "sequence.sharpness": 0, "sequence.likelihood": 0,
+    "masked.share": 0, "masked.mask": 0, "masked.random": 0,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
     "data.sentences_per_batch": 0, "vocab.target_size": 0, "train.epochs": 0, "train.halve_after_epochs": 0,
 }  # fmt: skip

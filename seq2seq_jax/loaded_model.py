@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.config import default_config, load_config
+from seq2seq_jax.config import default_config, load_config, require_search
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment, count_parameters
 from seq2seq_jax.modes.ensemble import join_models
@@ -217,6 +217,7 @@ def load_model(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if not (root / "config.json").is_file():
         raise UserError(f"{root}: there is no model here: name a folder made by --mode=export, or a run's folder.")
     config = load_config(root / "config.json")
+    require_search(config, str(root))
     config.parallel = default_config().parallel
     config.parallel.data = 1
     if others:

@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from seq2seq_jax.command_line import HELP, OWN, find_root, parse
-from seq2seq_jax.config import check_config, flatten
+from seq2seq_jax.config import check_config, flatten, require_search
 from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
 
 
@@ -70,6 +70,8 @@ def _run(argv: list[str]) -> int:
     root = find_root(given, argv)
     if given.config is not None:  # compare and rescore need none
         check_config(given.config)
+        if given.mode in OF_A_SEARCH:
+            require_search(given.config, f"--mode={given.mode}")
     _refuse_ensembles(given, root)
     return RUNNERS[given.mode](given, given.config, root)
 
@@ -186,6 +188,9 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
     for name in ("bleu", "chrf", "bleu_tokenized_lowercase"):
         if name in scores:
             print(f"  {name:26s}{scores[name]:6.2f}   {scores[f'{name}_signature']}")
+    for name in ("loss", "perplexity", "accuracy"):  # of a model without a search
+        if name in scores:
+            print(f"  {name:26s}{scores[name]:8.4f}")
     if "members" in results:
         from seq2seq_jax.modes.members import render
 
@@ -279,9 +284,10 @@ def _vectors(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
 def _rescore(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> int:
     """N-best lists with new features, totals and weights; what came of it, in words or as JSON."""
     _set_up_jax()
-    from seq2seq_jax.modes.rescore import read_request, render, rescore
+    from seq2seq_jax.modes.rescore import render, rescore
+    from seq2seq_jax.modes.rescore_request import read_request
 
-    names = ("input", "output", "source", "reference", "models", "weights", "metric")
+    names = ("input", "output", "source", "reference", "models", "channel", "weights", "metric")
     request = read_request(config, root, {name: given[name].value for name in names})
     report = rescore(config, request)
     print(json.dumps(report) if given.json else render(report))
@@ -304,6 +310,9 @@ RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "compare": _compare,
 }
 
+
+OF_A_SEARCH = ("translate", "score", "rescore", "backtranslate", "export")
+"""Modes that need a model with a decoder."""
 
 OF_ONE_RUN = ("score", "vectors", "average", "export", "backtranslate")
 """Modes that an ensemble of several cannot stand for a run in."""

@@ -111,6 +111,22 @@ def test_a_mixture_is_planned_by_its_shares(folder, tmp_path):
     assert f"{folder / 'talks'} 90.0%" in plan.describe()
 
 
+def test_training_pairs_are_packed_and_dev_never_is(folder, tmp_path):
+    line = f"{folder / 'news'}, {folder / 'talks'}"
+    config = config_of(train=line, dev=str(folder / "talks"), test=str(folder / "talks"))
+    config.data.update(pack=True, max_source_len=40, max_target_len=40, tokens_per_batch=640)
+    splits = open_splits(config)
+    vocabs = obtain_vocabs(config, tmp_path / "v", splits.train, keep=False)
+    corpus = Corpus.make(config, vocabs, splits)
+    ids = np.concatenate([corpus.plan.batch(n).example_ids.ravel() for n in range(corpus.plan.batches_per_epoch)])
+    assert sorted(ids[ids >= 0]) == list(range(len(corpus.pairs)))
+    assert build_batch(corpus.pairs, corpus.plan.batch(0)).target_segments.max() > 1
+    assert build_batch(corpus.dev, corpus.dev_plan.batch(0)).packing is None
+    config.data.train = line + "?weight=2"
+    with pytest.raises(UserError, match=r"config\.data\.pack must be False with corpora that have weights"):
+        Corpus.make(config, vocabs, open_splits(config))
+
+
 def test_batches_have_so_many_sentences_of_similar_length(folder, tmp_path):
     """Whatever their lengths; only the last batch of a shape has rows that fill."""
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What GNMT needs and how it scales on TPU slices that are not there, and how far such plans can be trusted.
+"""What GNMT and the Transformer need on TPU slices that are not there, and how far such plans can be trusted.
 
     python experiments/pod_plan/run.py             the table: compiles every row that the file of results lacks
     python experiments/pod_plan/run.py --only v5p  rows whose topology or mesh contains this
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import os
 import statistics
 import sys
@@ -30,8 +31,12 @@ MODELS = {
     "gnmt:paper": {},
     # 8 + 8 layers as in the paper, 3.5 times as wide: 2.5 billion parameters
     "gnmt:wide": {"model.features": 3584, "model.attention_features": 1024},
+    # the paper's big model in rows of 100 + 100 tokens, as GNMT's are; its layers compiled as one loop
+    "transformer:big": {"data.max_source_len": 100, "data.max_target_len": 100, "parallel.layers": "scanned"},
 }
 SLOTS = 8192  # on one device: 40 rows of 100 + 100 tokens
+SLOTS_OF = {"transformer:big": 130_400}  # where it is another number
+EFFORT_OF = {"transformer:big": 0.0}  # of the compiler, as for training; else it compiles quickly
 ROWS: list[tuple[str, str, dict[str, int]]] = [
     ("gnmt:paper", "v5p:4x4x4", {"data": 64}),
     ("gnmt:paper", "v5p:8x8x16", {"data": 1024}),
@@ -50,6 +55,7 @@ ROWS: list[tuple[str, str, dict[str, int]]] = [
     ("gnmt:wide", "v5e:4x4", {"fsdp": 16}),
     ("gnmt:wide", "v6e:16x16", {"data": 4, "fsdp": 64}),
     ("gnmt:wide", "v5p:8x8x8", {"data": 64, "stage": 8}),
+    ("transformer:big", "v5p:4x8x8", {"fsdp": 256}),
 ]
 FIELDS = ("model", "topology", "mesh", "parameters", "slots_per_device", "gib", "of_gib", "fits", "state_gib",
           "activations_gib", "temporaries_gib", "tflops", "moved_gib", "sent_gib", "step_ms", "operations_ms",
@@ -59,14 +65,13 @@ FIELDS = ("model", "topology", "mesh", "parameters", "slots_per_device", "gib", 
 
 def make_config(model: str, mesh: dict[str, int], devices: int) -> Any:
     """The config of one row: the model, the mesh, and the same batch on every device."""
-    from configs.gnmt import get_config
-
-    config = get_config("paper")
+    file, _, preset = model.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config("paper" if preset == "wide" else preset)
     for key, value in MODELS[model].items():
         section, name = key.split(".")
         config[section][name] = value
     config.parallel.update({"data": 1, **mesh})
-    config.data.update(rows_multiple=devices, tokens_per_batch=SLOTS * devices)
+    config.data.update(rows_multiple=devices, tokens_per_batch=SLOTS_OF.get(model, SLOTS) * devices)
     return config
 
 
@@ -82,7 +87,8 @@ def measure(model: str, topology: str, mesh: dict[str, int]) -> dict[str, Any]:
     devices = 1
     for size in mesh.values():
         devices *= size
-    report = plan(make_config(model, mesh, devices), HERE / "no_run", topology, programs=("train",))
+    config, effort = make_config(model, mesh, devices), EFFORT_OF.get(model, -1.0)
+    report = plan(config, HERE / "no_run", topology, programs=("train",), effort=effort)
     found, gib = report["train"], 2**30
     memory = found["memory"]
     row = {

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from seq2seq_jax.data.packing import place_segments
 from seq2seq_jax.data.plan import BatchPlan, PlannedBatch
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocab, Vocabs
@@ -144,6 +145,8 @@ def build_batch(
         redraw: draws other segmentations; the stored ones by default.
     """
     ids = planned.example_ids if rows is None else planned.example_ids[rows]
+    if ids.ndim == 2:
+        return _build_packed(pairs, planned, ids)
     real = ids >= 0
     places = np.where(real, np.cumsum(real) - 1, -1)  # of the rows in what is read
     sources, targets = pairs.read(ids[real])
@@ -166,6 +169,32 @@ def build_batch(
         "target_mask": target_mask,
         "example_ids": ids.astype(np.int32),
         "row_mask": real,
+    }
+    return Batch(**leaves)
+
+
+def _build_packed(pairs: Pairs, planned: PlannedBatch, ids: np.ndarray) -> Batch:
+    """A batch of several examples a row: `ids` `[rows, most examples in a row]`, -1 for none."""
+    held = ids >= 0
+    sources, targets = pairs.read(ids[held])
+    lengths = targets.lengths + 1
+    source = place_segments(sources.flat, sources.lengths, held, planned.shape.source_len)
+    target_in, segments, positions = place_segments(
+        np.insert(targets.flat, targets.offsets[:-1], BOS_ID), lengths, held, planned.shape.target_len
+    )
+    ended = np.insert(targets.flat, targets.offsets[1:], EOS_ID)
+    leaves: dict[str, Any] = {  # numpy's, until they are put on devices
+        "source": source[0],
+        "source_mask": source[1] > 0,
+        "target_in": target_in,
+        "target_out": place_segments(ended, lengths, held, planned.shape.target_len)[0],
+        "target_mask": segments > 0,
+        "example_ids": ids[:, 0].astype(np.int32),
+        "row_mask": held[:, 0],
+        "source_segments": source[1],
+        "source_positions": source[2],
+        "target_segments": segments,
+        "target_positions": positions,
     }
     return Batch(**leaves)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -32,16 +33,28 @@ _EPOCHS_KEPT = 2  # while an epoch ends, readers ahead of the others are in the 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedBatch:
-    """Who is in a batch: `example_ids` [rows] int64, -1 for a row that only fills, last."""
+    """Who is in a batch: `example_ids` int64, `[rows]`, or of packed rows `[rows, most examples in a row]`.
+
+    -1 is nobody, and comes last: in a row that only fills, and in a packed row after its examples.
+    """
 
     shape: Shape
     example_ids: np.ndarray
     epoch: int
 
 
+class Packed(Protocol):
+    """Rows of several examples; see `packing.PackedRows`."""
+
+    @property
+    def widest(self) -> int: ...
+
+    def make_epoch(self, epoch: int) -> Epoch: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The batches of all epochs; make it with `make_plan`.
+    """The batches of all epochs; make it with `make_plan`, or with `packing.make_packed_plan`.
 
     Attributes:
         shapes: the table of shapes in order of size; a batch has one of them.
@@ -71,7 +84,8 @@ class BatchPlan:
     _promote: tuple[int, ...]  # a shape: the shape that takes its leftovers, or -1
     _mixture: Mixture
     _lengths: np.ndarray | None  # [all examples] source plus target, for a curriculum
-    _epochs: dict[int, _Epoch] = dataclasses.field(default_factory=dict, repr=False)
+    _packed: Packed | None = None
+    _epochs: dict[int, Epoch] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def dropped(self) -> np.ndarray:
@@ -84,6 +98,12 @@ class BatchPlan:
         order = self._order(epoch)
         shape = self.shapes[order.shape_of[place]]
         start, count = order.starts[place], order.counts[place]
+        if self._packed is not None and order.row_starts is not None:
+            ends = order.row_starts[start : start + count + 1]
+            held = np.arange(self._packed.widest) < np.diff(ends)[:, None]
+            ids = np.full((shape.rows, self._packed.widest), -1, np.int64)
+            ids[:count][held] = order.ids[ends[0] : ends[-1]]
+            return PlannedBatch(shape, ids, epoch)
         ids = np.full(shape.rows, -1, np.int64)
         ids[:count] = order.ids[start : start + count]
         return PlannedBatch(shape, ids, epoch)
@@ -118,6 +138,8 @@ class BatchPlan:
         """One line for the log."""
         told = f"{self.examples_per_epoch} examples in {self.batches_per_epoch} batches an epoch, "
         told += f"{len(self.shapes)} shapes, {self.pad_share:.1%} padding"
+        if self._packed is not None:
+            told += f", up to {self._packed.widest} packed into a row"
         if self.curriculum_epochs:
             told += f", from short to long in the first {self.curriculum_epochs} epochs"
         if len(self.parts) > 1:
@@ -137,7 +159,7 @@ class BatchPlan:
             raise ValueError(f"`n` must not be negative, but is {n} instead.")
         return divmod(int(n), self.batches_per_epoch)
 
-    def _order(self, epoch: int) -> _Epoch:
+    def _order(self, epoch: int) -> Epoch:
         """The epoch from the cache; two threads may both make it, and make the same."""
         order = self._epochs.get(epoch)
         if order is None:
@@ -147,7 +169,9 @@ class BatchPlan:
                 self._epochs.pop(old, None)
         return order
 
-    def _make_epoch(self, epoch: int) -> _Epoch:
+    def _make_epoch(self, epoch: int) -> Epoch:
+        if self._packed is not None:
+            return self._packed.make_epoch(epoch)
         incoming: list[list[np.ndarray]] = [[] for _ in self.shapes]
         parts, counts, shape_of = [], [], []
         ordered = self.shuffle and epoch < self.curriculum_epochs
@@ -174,7 +198,7 @@ class BatchPlan:
             means = np.add.reduceat(self._lengths_of(ids), starts) / sizes
             order = order[np.argsort(means[order], kind="stable")]
         before = np.concatenate([[0], np.cumsum(sizes[order])])
-        return _Epoch(ids, np.array(shape_of)[order], starts[order], sizes[order], before)
+        return Epoch(ids, np.array(shape_of)[order], starts[order], sizes[order], before)
 
     def _take(self, k: int, epoch: int) -> np.ndarray:
         """The examples of shape k in an epoch, in the order of the corpora."""
@@ -191,14 +215,18 @@ class BatchPlan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Epoch:
-    """The order of one epoch; arrays over its batches, except `ids` over its examples."""
+class Epoch:
+    """The order of one epoch; arrays over its batches, except `ids` over its examples and `row_starts` over its rows.
+
+    Where rows are packed, `starts` and `counts` are of rows instead of examples.
+    """
 
     ids: np.ndarray  # examples, batch after batch in the order of the shapes
     shape_of: np.ndarray  # index into the table of shapes
     starts: np.ndarray  # where the batch begins in `ids`
     counts: np.ndarray  # examples in the batch
     before: np.ndarray  # examples in all batches before, one more entry for the end
+    row_starts: np.ndarray | None = None  # where each packed row begins in `ids`, one more entry for the end
 
 
 def make_plan(
@@ -239,11 +267,7 @@ def make_plan(
     """
     source, target = np.asarray(source_lengths), np.asarray(target_lengths)
     _check(source, target, seed, tokens_per_batch, rows, max_shapes, rows_multiple)
-    long = (source > max_source_len) | (target > max_target_len)
-    short = ~long & ((source < min_source_len) | (target < min_target_len))
-    kept = ~(long | short)
-    if not kept.any():
-        raise UserError(_tell_nothing_left(int(long.sum()), int(short.sum()), max_source_len, max_target_len))
+    kept, long, short = find_kept(source, target, max_source_len, max_target_len, min_source_len, min_target_len)
     shapes, of_kept = choose_shapes(
         source[kept],
         target[kept],
@@ -278,6 +302,27 @@ def make_plan(
         _mixture=mixture,
         _lengths=_add_lengths(source_lengths, target_lengths) if curriculum_epochs and shuffle else None,
     )
+
+
+def find_kept(
+    source: np.ndarray,
+    target: np.ndarray,
+    max_source_len: int,
+    max_target_len: int,
+    min_source_len: int,
+    min_target_len: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of the lengths `[N]` are within the limits, which are too long, and which too short.
+
+    Raises:
+        UserError: none is within.
+    """
+    long = (source > max_source_len) | (target > max_target_len)
+    short = ~long & ((source < min_source_len) | (target < min_target_len))
+    kept = ~(long | short)
+    if not kept.any():
+        raise UserError(_tell_nothing_left(int(long.sum()), int(short.sum()), max_source_len, max_target_len))
+    return kept, long, short
 
 
 def _add_lengths(source_lengths: Lengths, target_lengths: Lengths) -> np.ndarray:

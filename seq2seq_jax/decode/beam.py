@@ -4,7 +4,7 @@
                                                    │ the best of each beam: candidates [B, K, W]
                               ┌────────────────────┴───────────────┐
                     ends with eos: into K ended slots,     others: the K live beams of the
-                    ranked by the normalised score         next step, caches gathered
+                    ranked by the normalised score         next step, which gathers their caches
 
 Nothing but last steps, beams and back-pointers is kept while the search runs; the token sequences (and attention)
 of the winners are read off the back-pointers by `collect`. `ranking.py` says what the score is, what may end, and
@@ -64,7 +64,7 @@ class BeamState:
     min_lengths: Array  # [B] int32
     longest: LengthTerms  # [B], for an output of the maximum length
     source_mask: Array | None  # [B, S] bool, where coverage counts
-    cache: Cache  # leaves [B, K, ...]
+    cache: Cache  # leaves [B, K, ...], of the beams that those alive grew from: `live.parents` reorders them
     live: Live
     ended: Ended
     trail: Trail
@@ -149,7 +149,11 @@ class Beam:
 
     def advance(self, step_fn: Step, state: BeamState) -> BeamState:
         """One step of every row that is not done."""
-        result = over_hypotheses(step_fn)(state.live.tokens, state.time, state.cache)
+        cache = state.cache
+        if self.size > 1:
+            # Here and not at the end of the step before: what reorders a cache and what writes into it are then one.
+            cache = jax.tree.map(lambda leaf: gather_beams(leaf, state.live.parents), cache)
+        result = over_hypotheses(step_fn)(state.live.tokens, state.time, cache)
         attention = None if result.attention is None else result.attention.astype(jnp.float32)
         coverage, penalties = state.live.coverage, jnp.zeros_like(state.live.log_probs)
         if coverage is not None and attention is not None and state.source_mask is not None:
@@ -172,15 +176,12 @@ class Beam:
             (live, ended),
             (state.live, state.ended),
         )
-        cache = result.cache
-        if self.size > 1:
-            cache = jax.tree.map(lambda leaf: gather_beams(leaf, live.parents), cache)
         time = jnp.where(state.done, state.time, state.time + 1)
         return dataclasses.replace(
             state,
             time=time,
             done=state.done | (time >= state.max_lengths) | self._is_settled(state, live, ended),
-            cache=cache,
+            cache=result.cache,
             live=live,
             ended=ended,
             trail=write_step(

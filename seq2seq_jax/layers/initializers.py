@@ -25,6 +25,18 @@ def matrix_initializer(scale: float) -> nn.initializers.Initializer:
     return _by_inputs
 
 
+def glorot_initializer(scale: float, *, inputs: int, outputs: int) -> nn.initializers.Initializer:
+    """For kernels of any shape, by the sizes of what they join.
+
+    Args:
+        scale: draw uniformly from [-scale, scale]; 0: from a range whose variance is 2 / (inputs + outputs) (Glorot and
+            Bengio 2010), as the authors of the Transformer did.
+        inputs: that go into one output.
+        outputs: that one input goes into.
+    """
+    return _uniform(scale if scale > 0 else (6.0 / (inputs + outputs)) ** 0.5)
+
+
 def table_initializer(scale: float) -> nn.initializers.Initializer:
     """For tables `[vocabulary, D]`: uniform as above; or with `scale` 0 normal with variance 1 / D."""
     if scale > 0:

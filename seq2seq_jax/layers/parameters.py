@@ -14,7 +14,7 @@ def declare(
     name: str,
     init: nn.initializers.Initializer,
     shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
 ) -> Array:
     """A parameter of a linen module, with the logical names of its axes.
 
@@ -26,7 +26,7 @@ def declare(
         name: in the module's tree.
         init: `init(key, shape)`.
         shape: of the whole parameter.
-        axes: logical axes, one name for each axis; see `seq2seq_jax.parallel.rules`.
+        axes: logical axes, one name for each axis; see `seq2seq_jax.parallel.rules`. None: it is never split.
     """
     if module.has_variable("params", name):
         return nn.meta.unbox(module.get_variable("params", name))

@@ -29,7 +29,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import RESUMABLE, check_resume, default_config, load_config, with_absolute_prefixes
+from seq2seq_jax.config import (
+    RESUMABLE,
+    check_resume,
+    default_config,
+    load_config,
+    require_search,
+    with_absolute_prefixes,
+)
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import CorpusSpec, parse_corpora, without_name
 from seq2seq_jax.errors import UserError
@@ -205,6 +212,7 @@ def _translate_text(config: ConfigDict, text: Monolingual, source: Path, root: P
 def _load_reverse(config: ConfigDict, text: Monolingual, source: Path) -> tuple[Experiment, PyTree, dict[str, Any]]:
     """The reverse model, its parameters, and what the translations depend on."""
     saved = load_config(Folder(source).config)
+    require_search(saved, f"--reverse={source}")
     direction = (saved.data.source, saved.data.target)
     if direction != (config.data.target, config.data.source):
         raise UserError(

@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from seq2seq_jax.arithmetic import count_token
 from seq2seq_jax.config import vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.experiment import Training, count_bytes, count_parameters, make_training
@@ -58,6 +59,9 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
             "step": training.layout.step,
             "mesh": dict(training.mesh.shape),
         },
+        "flops_per_token": count_token(
+            state.params, config, source_len=data.max_source_len, target_len=data.max_target_len
+        ),
         "steps": keys.steps,
         "epochs": keys.epochs,
         "slots_per_step": slots,
@@ -105,7 +109,7 @@ def render(report: dict[str, Any]) -> str:
         split = [
             f"{name} over {'+'.join(axes)}" for name, axes in zip(row["axes"], row["split_over"], strict=True) if axes
         ]
-        named = " ".join(row["axes"])
+        named = " ".join(axis or "-" for axis in row["axes"])
         lines.append(
             f"  {row['name']:{width}s} {shape:>20s}  {named:20s} {', '.join(split) or 'whole on every device':28s} "
             f"{row['bytes_per_device'] / 2**20:>9,.2f} MiB a device"
@@ -123,6 +127,7 @@ def render(report: dict[str, Any]) -> str:
     lines += [
         f"vocabulary: source {sizes['source']:,}, target {sizes['target']:,}, {sizes['from']}",
         "memory: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in memory.items()),
+        render_flops(report["flops_per_token"]),
         f"training: {steps} of at most {report['slots_per_step']:,} token slots, "
         f"{report['slots_in_all']:,} in all; a checkpoint every {report['checkpoints_every']:,} steps, "
         f"dev scores every {report['evaluations_every']:,}",
@@ -131,3 +136,15 @@ def render(report: dict[str, Any]) -> str:
         f"devices: {report['devices']['count']} x {report['devices']['kind']}",
     ]
     return "\n".join(lines)
+
+
+def render_flops(flops: dict[str, Any]) -> str:
+    """Arithmetic of a token, a line: each side that the model reads, and what the attention's scores add."""
+    sides = [side for side in ("source", "target") if flops[side]]
+    line = "arithmetic of training: " + ", ".join(f"{flops[side] / 1e6:,.2f} MFLOP a {side} token" for side in sides)
+    scored = [side for side in sides if flops[f"{side}_scores"]]
+    if not scored:
+        return line
+    more = " and ".join(f"{flops[f'{side}_scores'] / 1e6:,.2f} a {side} token" for side in scored)
+    lengths = " + ".join(f"{flops[f'{side}_len']:,}" for side in sides)
+    return f"{line}; the attention's scores add {more} where texts have {lengths} tokens, the longest there may be"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from seq2seq_jax.config import load_config
+from seq2seq_jax.config import load_config, require_search, takes_source
 from seq2seq_jax.decode.steps import Decoder, ensemble, fuse, language_model_decoder
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
@@ -15,8 +15,6 @@ from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.workdir import Folder, list_members
-
-LANGUAGE_MODEL = "language_model"
 
 
 def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree]:
@@ -48,10 +46,10 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
     if keys.language_model.strip():
         name, key = keys.language_model.strip(), "config.decode.language_model"
         member, own = load_member(name, experiment, key)
-        if member.config.model.name != LANGUAGE_MODEL:
+        if takes_source(member.config.model):
             raise UserError(
                 f"{key}: {name} is a {member.config.model.name!r}, which reads a source; name a run of "
-                "configs/language_model.py."
+                "configs/language_model.py, or of configs/gpt.py:language_model."
             )
         _check_target(name, member, experiment, key)
         program = _fuse(program, member, keys.language_model_weight)
@@ -69,6 +67,7 @@ def load_member(name: str, experiment: Experiment, key: str) -> tuple[Experiment
     if not (root / "config.json").is_file():
         raise UserError(f"{key}: {root} has no model: name a run's folder, or one made by --mode=export.")
     config = load_config(root / "config.json")
+    require_search(config, f"{key}: {root}")
     config.parallel, config.data.rows_multiple = experiment.config.parallel, experiment.config.data.rows_multiple
     found, restored = load_run(config, Folder(root))
     return found, restored.state.averaged
@@ -76,7 +75,7 @@ def load_member(name: str, experiment: Experiment, key: str) -> tuple[Experiment
 
 def _check_member(name: str, member: Experiment, first: Experiment) -> None:
     key = "config.decode.ensemble"
-    if member.config.model.name == LANGUAGE_MODEL:
+    if not takes_source(member.config.model):
         raise UserError(f"{key}: {name} is a language model: name it in config.decode.language_model instead.")
     _check_target(name, member, first, key)
     if member.vocabs.source.digest != first.vocabs.source.digest:

@@ -36,6 +36,7 @@ def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, place: Pat
     place = place or Folder(root).evaluation
     results = evaluate_into(place, config, root, hosts)
     if hosts.is_primary:
+        place.mkdir(parents=True, exist_ok=True)  # where nothing was searched there are no outputs
         write_json(place / "results.json", results)
     return results
 

@@ -27,6 +27,9 @@ def longest_shape(config: ConfigDict) -> tuple[int, int, int]:
             f"longest shape need {data.rows_multiple * length}; raise it, or lower config.data.max_source_len and "
             "config.data.max_target_len."
         )
+    if data.pack:  # as many rows share all of the budget, split by the corpus' tokens: here by the limits
+        source_len = round(data.tokens_per_batch // rows * data.max_source_len / length)
+        return rows, source_len, data.tokens_per_batch // rows - source_len
     return rows, data.max_source_len, data.max_target_len
 
 

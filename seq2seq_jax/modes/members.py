@@ -22,13 +22,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import check_config, check_resume, load_config, with_absolute_prefixes
+from seq2seq_jax.config import (
+    check_config,
+    check_resume,
+    load_config,
+    require_search,
+    takes_source,
+    with_absolute_prefixes,
+)
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.compare import System, judge_scores
 from seq2seq_jax.evaluate.text import make_bleu
-from seq2seq_jax.modes.ensemble import LANGUAGE_MODEL
 from seq2seq_jax.modes.evaluate import evaluate_into
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.train import Check, train
@@ -131,7 +137,8 @@ def _set_up(config: ConfigDict, root: Path, count: int) -> None:
             f"config.decode.ensemble must be empty with --members, but is {config.decode.ensemble!r} instead: the "
             "members are the ensemble; others may join them in --mode=evaluate and translate."
         )
-    if config.model.name == LANGUAGE_MODEL:
+    require_search(config, "--members")
+    if not takes_source(config.model):
         raise UserError("--members is for models that translate: language models cannot search as an ensemble.")
     check_config(member_config(config, root, count - 1))  # the seed of the last one
     if any(folder.checkpoints.glob("[0-9]*")):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import vocab_sizes
+from seq2seq_jax.config import has_search, vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.experiment import Training, count_parameters, make_training
 from seq2seq_jax.modes.largest_batch import longest_shape, spread_batch, suggest_smaller
@@ -76,7 +76,7 @@ def plan(
     if "train" in programs:
         report["train"] = _plan_train(training, hardware, (rows, source_len, target_len), effort)
         report["cure"] = report["train"]["cure"]
-    if "decode" in programs and not report["cure"]:
+    if "decode" in programs and has_search(config.model) and not report["cure"]:
         report["decode"] = _plan_decode(training, hardware, source_len, effort)
         report["cure"] = report["decode"]["cure"]
     return report

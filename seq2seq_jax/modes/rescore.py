@@ -3,6 +3,9 @@
 The weights are tuned, read from a file, or those of an even average of two scores (Sutskever et al. 2014,
 arXiv:1409.3215, section 3.2): half the list's own total, half the log-probability of the model. Several models are an
 ensemble: its log-probability is the mean of theirs.
+
+Models of the other direction say how well a hypothesis explains its source. With a language model and a model of this
+direction beside them that is a noisy channel (Yee et al. 2019, arXiv:1908.05731).
 """
 
 from __future__ import annotations
@@ -16,94 +19,27 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import load_config
+from seq2seq_jax.config import load_config, takes_source
 from seq2seq_jax.data.nbest import TOTAL, Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.evaluate.corpus_metric import METRICS, CorpusMetric, make_metric
+from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
 from seq2seq_jax.evaluate.tuning import RESTARTS, Lists, cross_validate, find_oracle, fit_totals, tune
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.lines import open_output
+from seq2seq_jax.modes.rescore_request import AVERAGE, Request
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.weights import match_weights, name_feature, name_models, read_weights
 from seq2seq_jax.tasks.score import Scorer
 from seq2seq_jax.train.writers import format_duration, write_json
-from seq2seq_jax.workdir import Folder, list_members
-
-AVERAGE = "average"
-"""The value of --weights that averages; a file of this name is `./average`."""
+from seq2seq_jax.workdir import Folder
 
 GROUP = 8
 """Batches of pairs that are scored between two looks at the clock."""
 
 PAUSE = 10.0
 """Seconds between lines about how far the work is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the command line asks for; files by their names.
-
-    Attributes:
-        lists: n-best lists, see `data.nbest`.
-        output: receives the new lists; beside it come OUTPUT.1best and, where weights are tuned, OUTPUT.weights.json.
-        source: the system's input, line N for segment N; what models read, except language models.
-        reference: as many references; what weights are tuned and judged by.
-        models: folders of runs.
-        weights: a file of those of every feature, as tuning writes it; or `AVERAGE`; None tunes.
-        metric: one of `METRICS`.
-    """
-
-    lists: str
-    output: str
-    source: str | None
-    reference: str | None
-    models: tuple[Path, ...]
-    weights: str | None
-    metric: str
-
-    def check(self) -> None:
-        """Refuses what cannot work before anything is read or loaded."""
-        if self.metric not in METRICS:
-            raise UserError(f"--metric must be one of {', '.join(METRICS)}, but is {self.metric!r} instead.")
-        if self.weights is None and self.reference is None:
-            raise UserError(
-                "--reference is missing: weights are tuned on references, or given by --weights=FILE.json or "
-                "--weights=average."
-            )
-        if self.weights == AVERAGE and not self.models:
-            raise UserError("--weights=average: there is no model to average with; name one by --models=RUN.")
-        for model in self.models:
-            if not (model / "config.json").is_file():
-                raise UserError(f"--models: {model} has no model: name runs' folders, separated by commas.")
-            if self.source is None and reads_source(model):
-                raise UserError(f"--source is missing: {model} needs the sentences that the lists belong to.")
-
-
-def read_request(config: ConfigDict | None, root: Path, flags: dict[str, str | None]) -> Request:
-    """The flags `input`, `output`, `source`, `reference`, `models`, `weights` and `metric` as a request.
-
-    Raises:
-        UserError: one is missing or contradicts another.
-    """
-    lists, output, models = flags["input"], flags["output"], flags["models"]
-    if not lists:
-        raise UserError(
-            "--input is missing: name a file of n-best lists, lines of `N ||| text ||| features ||| total`."
-        )
-    if not output:
-        raise UserError("--output is missing: name the file that gets the new lists.")
-    if flags["metric"] and flags["weights"] is not None and flags["reference"] is None:
-        raise UserError("--metric goes with --reference: with --weights alone nothing is tuned or judged.")
-    names = [name.strip() for name in models.split(",")] if models else []
-    # An empty --models= is none at all: the lists' own features.
-    named = [root.absolute()] if models is None else [Path(name).expanduser().absolute() for name in names]
-    paths = tuple(one for path in named for one in (list_members(path) or [path]))  # an ensemble's are its members
-    rest = (flags["source"], flags["reference"])
-    request = Request(lists, output, *rest, paths, flags["weights"], flags["metric"] or "bleu")
-    request.check()
-    return request
 
 
 def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
@@ -128,9 +64,10 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
     own = list_columns(items)
     models: dict[str, dict[str, Any]] = {}
     taken = {name for name, _ in own}
-    named = name_models(request.models, given, taken, weights=request.weights, lists=request.lists)
+    every = [*request.models, *request.channel]
+    named = name_models(every, given, taken, weights=request.weights, lists=request.lists)
     for name, path in named.items():
-        items, models[name] = add_scores(items, sources, path, config, name)
+        items, models[name] = add_scores(items, sources, path, config, name, channel=path in request.channel)
     columns = [*own, *((name, 0) for name in models)]
     weights = None if given is None else match_weights(given, columns, file=request.weights, lists=request.lists)
     if averages:
@@ -182,15 +119,18 @@ def name_total(items: Sequence[Hypothesis]) -> tuple[list[Hypothesis], str]:
     return [dataclasses.replace(item, features=item.features | {name: (item.total,)}) for item in items], name
 
 
-def reads_source(model: Path) -> bool:
-    """Whether a run's model reads a source; a language model does not."""
-    return load_config(model / "config.json").model.name != "language_model"
-
-
 def add_scores(
-    items: Sequence[Hypothesis], sources: Sequence[str], model: Path, config: ConfigDict | None, name: str
+    items: Sequence[Hypothesis],
+    sources: Sequence[str],
+    model: Path,
+    config: ConfigDict | None,
+    name: str,
+    *,
+    channel: bool = False,
 ) -> tuple[list[Hypothesis], dict[str, Any]]:
     """The hypotheses with a model's log-probabilities as the feature `name`, and what is to be told of them.
+
+    They are those of the hypothesis, or with `channel` those of its source given the hypothesis.
 
     Each pair of source and text is scored once. What the model cannot score (a blank or too long text) gets the lowest
     value that it gave to any other.
@@ -200,8 +140,9 @@ def add_scores(
         kept.decode.update(rows=config.decode.rows, max_source_len=config.decode.max_source_len)
     experiment, chosen = load_run(kept, Folder(model))
     tags = (name_target(kept.data.target),) if kept.data.target_tag else ()
-    reads = reads_source(model)
+    reads = takes_source(kept.model)
     of_items = [(sources[item.segment] if reads else item.text, item.text) for item in items]
+    of_items = [pair[::-1] for pair in of_items] if channel else of_items
     pairs = list(dict.fromkeys(of_items))
     started = time.monotonic()
     found = score_pairs(

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from seq2seq_jax.config import has_search
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.attention_maps import save_attention_map
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.modes.measuring import measure_test
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.serve.translate import moses_nbest
 from seq2seq_jax.tasks.search import Program
@@ -49,16 +51,21 @@ def evaluate_test(
 ) -> dict[str, Any]:
     """Translates the test split, scores it, and leaves outputs and pictures of the attention in the folder.
 
+    Of a masked language model it is loss, perplexity and accuracy of the tokens that it fills, and nothing is left.
+
     All hosts translate all of it together; the first one scores and writes. `models` search in the place of the run's
     own; see `modes.ensemble.join_models`.
     """
     config = experiment.config
-    program, params = models or (experiment.training.program, chosen.state.averaged)
-    get_references(test)  # refuses before the work, not after it
 
     def poll() -> None:
         stop.check("during the evaluation on test")
 
+    if not has_search(config.model):
+        say(f"filling hidden tokens of {len(test)} test sentences from step {chosen.step}")
+        return measure_test(experiment, chosen, test, hosts, poll=poll)
+    program, params = models or (experiment.training.program, chosen.state.averaged)
+    get_references(test)  # refuses before the work, not after it
     say(f"translating {len(test)} test sentences by {describe_search(config.decode)} from step {chosen.step}")
     hosts.gather("test")
     started = time.monotonic()

@@ -297,6 +297,9 @@ def _make_run(
         found = batches(corpus.pairs, plan, start=start * each, stop=keys.steps * each, redraw=corpus.redraw, **ahead)
         return found if each == 1 else Groups(found, each)
 
+    def list_ids(step: int) -> np.ndarray:
+        return np.concatenate([plan.batch(n).example_ids.ravel() for n in range(step * each, (step + 1) * each)])
+
     def place(given: Any) -> Any:
         return place_batch(given, mesh) if each == 1 else tuple(place_batch(batch, mesh) for batch in given)
 
@@ -309,7 +312,7 @@ def _make_run(
     return Run(
         step=_make_step(experiment, shapes=len(plan.shapes), tell=progress.message, meet=meet),
         batches=read,
-        example_ids=lambda n: np.concatenate([plan.batch(m).example_ids for m in range(n * each, (n + 1) * each)]),
+        example_ids=list_ids,
         place=place,
         evaluate=make_dev_evaluation(experiment, corpus, splits.dev, stop, hosts),
         meta=meta,

@@ -12,9 +12,9 @@ from typing import BinaryIO
 import numpy as np
 from ml_collections import ConfigDict
 
+from seq2seq_jax.config import takes_source
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.modes.ensemble import LANGUAGE_MODEL
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.tasks.vectors import SentenceEncoder, name_kind
@@ -43,7 +43,7 @@ def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: 
     Raises:
         UserError: there is no trained run, or it reads no sentences; or the file cannot be written.
     """
-    if config.model.name == LANGUAGE_MODEL:
+    if not takes_source(config.model):
         raise UserError(f"--workdir={root}: a language model reads no source and has no vectors; name another run.")
     with _open_whole(output) as file:
         experiment, chosen = load_run(config, Folder(root))

@@ -1,7 +1,8 @@
 """Starting from another run's parameters (`--init_from=RUN`): fine-tuning and domain adaptation.
 
 What has the same name and shape is taken. Of tables over a vocabulary that is not the same, the rows of the pieces
-that both know are taken. All else keeps its fresh values; the optimizer starts anew.
+that both know are taken. One table that serves both sides takes, and is taken for, a table of one side. All else keeps
+its fresh values; the optimizer starts anew.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
-from seq2seq_jax.config import load_config
+from seq2seq_jax.config import load_config, takes_source
 from seq2seq_jax.data.vocab import Vocab
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
@@ -23,6 +25,8 @@ from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.workdir import Folder
+
+OTHER_SIDE = {"source_embedding.table": "target_embedding.table", "target_embedding.table": "source_embedding.table"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Taken:
         rows: name → (rows taken, rows), of tables over another vocabulary.
         left: name → why it was not taken.
         unused: names that only the other run has.
+        renamed: name → its name there, of a table that serves both sides here or there.
     """
 
     source: str
@@ -44,12 +49,14 @@ class Taken:
     rows: dict[str, tuple[int, int]]
     left: dict[str, str]
     unused: tuple[str, ...]
+    renamed: dict[str, str]
 
     def describe(self) -> str:
         """For people: what came along and what did not, one line each."""
         count = len(self.whole) + len(self.rows) + len(self.left)
         told = [f"init_from {self.source}, step {self.step}: {len(self.whole)} of {count} parameters taken as they are"]
         told += [f"  {name}: {n} of {all_} rows taken, by their pieces" for name, (n, all_) in self.rows.items()]
+        told += [f"  {name}: taken from {there}" for name, there in self.renamed.items()]
         told += [f"  {name}: not taken, {why}" for name, why in self.left.items()]
         told += [f"  {name}: is there, but has no place in this model" for name in self.unused]
         return "\n".join(told)
@@ -72,16 +79,20 @@ def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple
     other, restored = load_run(config, Folder(source))
     found = _by_name(restored.state.averaged)
     boxes = _by_name(experiment.training.boxed_state.params)
-    whole, rows, left = [], {}, {}
+    whole, rows, left, renamed = [], {}, {}, {}
+    one_table = _serves_both(other.config.model) or _serves_both(experiment.config.model)
 
     def take(name: str, fresh: Array) -> Array:
-        given = found.get(name)
+        there = OTHER_SIDE.get(name, name) if one_table and name not in found else name
+        given = found.get(there)
         axis = _vocabulary_axis(boxes[name])
+        if given is not None and there != name:
+            renamed[name] = there
         if given is None:
             left[name] = "that run has none of this name"
-        elif axis is not None and _side(other, name).digest != _side(experiment, name).digest:
+        elif axis is not None and _side(other, there).digest != _side(experiment, name).digest:
             if _without(given.shape, axis) == _without(fresh.shape, axis):
-                places = match_pieces(_side(other, name), _side(experiment, name))
+                places = match_pieces(_side(other, there), _side(experiment, name))
                 rows[name] = (int((places >= 0).sum()), len(places))
                 return _take_rows(fresh, given, places, axis)
             left[name] = f"its shape is {given.shape} there and {fresh.shape} here"
@@ -93,9 +104,10 @@ def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple
         return fresh
 
     params = _map_by_name(take, state.params)
-    unused = tuple(name for name in found if name not in boxes)
-    taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused)
-    if all(found[name].ndim < 2 for name in whole):  # a bias fits anything
+    renamed = {name: there for name, there in renamed.items() if name not in left}
+    unused = tuple(name for name in found if name not in boxes and name not in renamed.values())
+    taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused, renamed)
+    if all(boxes[name].value.ndim < 2 for name in whole):  # a bias fits anything
         raise UserError(f"--init_from={source}: nothing of it fits this model: {taken.describe()}.")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema), taken
@@ -121,6 +133,11 @@ def _take_rows(fresh: Array, given: Array, places: np.ndarray, axis: int) -> Arr
 def _side(experiment: Experiment, name: str) -> Vocab:
     """The vocabulary that a table is over."""
     return experiment.vocabs.source if name.startswith("source") else experiment.vocabs.target
+
+
+def _serves_both(model: ConfigDict) -> bool:
+    """Whether a model has one table for both sides."""
+    return takes_source(model) and model.get("share_embeddings") == "all"
 
 
 def _vocabulary_axis(box: Any) -> int | None:

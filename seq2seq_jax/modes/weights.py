@@ -48,7 +48,7 @@ def name_feature(model: Path, taken: set[str]) -> str:
 def name_models(
     models: Sequence[Path], given: dict[str, Any] | None, taken: set[str], *, weights: str | None, lists: str
 ) -> dict[str, Path]:
-    """The feature of every model in the order of `--models`.
+    """The feature of every model in the order of `--models` and `--channel`.
 
     Where weights are given that say of which models they are, a model gets the weight that was tuned for its path: two
     runs may have folders of one name.

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.parallel.mesh import AXES, make_mesh
+from seq2seq_jax.parallel.microbatches import pipeline, run_layers
 from seq2seq_jax.parallel.pipeline import batched_wavefront, split_directions, wavefront
 from seq2seq_jax.parallel.softmax import WHOLE, VocabularySplit, look_up
 
@@ -30,6 +31,8 @@ class Execution:
         rows: mesh axes that this program's rows are split over, where it is one device's (`shard_map`).
         vocabulary: how the devices share vocabularies.
         stage: mesh axis that layers lie on; None: this device has all of them.
+        tensor: mesh axis that the heads and feed-forward layers of a Transformer are split over, and rows beside
+            them; None: this device has all of them.
         platform: of the devices, "cpu", "gpu" or "tpu"; "" is that of JAX's default device.
         batched: run a stack on one device as a batched wavefront.
         unroll: steps of a recurrence that are compiled as one; 0 is chosen.
@@ -37,11 +40,14 @@ class Execution:
         kernels: run recurrences by hand-written kernels where there are.
         chunks: pieces that a wavefront cuts sequences into; 0 is chosen.
         idle: as in the exact layout of 2014: a mesh axis whose first devices do the layers and whose last the softmax.
+        scanned: compile a Transformer's layers as one loop, or one after the other; None is chosen by their number.
+        remat: what a Transformer's layer keeps for its backward pass, one of `microbatches.REMAT`.
     """
 
     rows: tuple[str, ...] = ()
     vocabulary: VocabularySplit = WHOLE
     stage: str | None = None
+    tensor: str | None = None
     platform: str = ""
     batched: bool = False
     unroll: int = 0
@@ -49,6 +55,8 @@ class Execution:
     kernels: bool = False
     chunks: int = 0
     idle: str | None = None
+    scanned: bool | None = None
+    remat: str = "none"
 
     def row_numbers(self, count: int) -> Array:
         """The numbers in the global batch of this program's rows, `[B]` int32: what random draws are keyed by."""
@@ -60,12 +68,34 @@ class Execution:
         return look_up(table, tokens, split=self.vocabulary)
 
     def stack_runner(self) -> Callable[..., Any] | None:
-        """How a stack of layers runs; None: in order."""
+        """How a stack of recurrent layers runs; None: in order."""
         if self.stage is not None:
-            gather = (self.idle, self.stage) if self.idle else (self.stage,)
-            working = (lambda: lax.axis_index(self.idle) == 0) if self.idle else None
-            return functools.partial(wavefront, stage=self.stage, gather=gather, chunks=self.chunks, working=working)
+            group, working = self._stages(self.stage)
+            return functools.partial(wavefront, stage=self.stage, gather=group, chunks=self.chunks, working=working)
         return functools.partial(batched_wavefront, chunks=self.chunks) if self.batched else None
+
+    def layer_runner(self) -> Callable[..., tuple[Array, Array | None]]:
+        """How a stack of layers that see whole sequences runs, the same for all; see `microbatches.run_layers`."""
+        how: dict[str, Any] = {"gather": self.gather_rows, "scanned": self.scanned, "remat": self.remat}
+        if self.stage is None:
+            return functools.partial(run_layers, **how)
+        group, working = self._stages(self.stage)
+        how |= {"stage": self.stage, "group": group, "chunks": self.chunks, "working": working}
+        return functools.partial(pipeline, **how)
+
+    def _stages(self, stage: str) -> tuple[tuple[str, ...], Callable[[], Array] | None]:
+        """Mesh axes whose rows a stack over stages runs, and whether a device's layers count; None: they do."""
+        if self.idle is None:
+            return (stage,), None
+        return (self.idle, stage), lambda: lax.axis_index(self.idle) == 0
+
+    def gather_rows(self, x: Array, axis: int = 0) -> Array:
+        """The rows of all devices that share a layer's heads: what goes into a product with this device's heads."""
+        return lax.all_gather(x, self.tensor, axis=axis, tiled=True) if self.tensor else x
+
+    def scatter_rows(self, x: Array) -> Array:
+        """The sum over all heads (or all of a feed-forward layer) of this device's rows alone; undoes `gather_rows`."""
+        return lax.psum_scatter(x, self.tensor, scatter_dimension=0, tiled=True) if self.tensor else x
 
     def both_directions(
         self, run: Callable[[PyTree, Array, PyTree], Array], forward: PyTree, backward: PyTree, x: Array, extras: PyTree
@@ -115,6 +145,7 @@ def make_layout(
     recurrence: str = "loop",
     unroll: int = 0,
     recompute_gates: bool = False,
+    remat: str = "none",
     rows_multiple: int = 8,
     devices: Sequence[jax.Device] | None = None,
 ) -> Layout:
@@ -142,6 +173,8 @@ def make_layout(
         recompute_gates=recompute_gates,
         kernels=recurrence == "kernel",
         chunks=chunks,
+        scanned={"scanned": True, "in_order": False}.get(layers),
+        remat=remat,
     )
     if step == "jit":
         return Layout(mesh, strategy, step, plain)
@@ -155,6 +188,7 @@ def make_layout(
         rows=rows,
         vocabulary=vocabulary,
         stage="stage" if sizes["stage"] > 1 else None,
+        tensor="tensor" if sizes["tensor"] > 1 and idle is None else None,
         idle=idle,
     )
     return Layout(mesh, strategy, step, execution)
@@ -196,6 +230,7 @@ def _check(strategy: str, sizes: dict[str, int], *, step: str, layers: str) -> N
         raise ValueError("`parallel.step` must be 'shard_map' with `parallel.strategy` 'exact', but is 'jit' instead.")
     if layers == "in_order" and stage > 1 and step != "jit":
         raise ValueError(
-            f"`parallel.layers` must be 'wavefront' with `parallel.stage`={stage} and the step 'shard_map', but is "
-            "'in_order' instead; set `parallel.step` to 'jit' to let the compiler place layers that run in order."
+            f"`parallel.layers` must be 'auto', 'scanned' or 'wavefront' with `parallel.stage`={stage} and the step "
+            "'shard_map', but is 'in_order' instead; set `parallel.step` to 'jit' to let the compiler place layers "
+            "that run in order."
         )

@@ -35,23 +35,24 @@ CHUNKS_PER_STAGE = 4
 """With four chunks for every stage a stage waits for at most a fifth of the ticks."""
 
 
-def _cut(tree: PyTree, chunks: int) -> tuple[PyTree, int]:
+def cut(tree: PyTree, chunks: int) -> tuple[PyTree, int]:
     """Leaves `[T, ...]` as `[C, K, ...]`, padded with zeros (False) at the end; and T."""
     length = jax.tree.leaves(tree)[0].shape[0]
     size = -(-length // chunks)
 
-    def cut(leaf: Array) -> Array:
+    def reshape(leaf: Array) -> Array:
         filled = jnp.pad(leaf, ((0, size * chunks - length),) + ((0, 0),) * (leaf.ndim - 1))
         return filled.reshape(chunks, size, *leaf.shape[1:])
 
-    return jax.tree.map(cut, tree), length
+    return jax.tree.map(reshape, tree), length
 
 
 def _zeros(x: Array, layers: int, widths: tuple[int, ...]) -> Carry:
     return tuple(jnp.zeros_like(x, jnp.float32, shape=(layers, x.shape[1], width)) for width in widths)
 
 
-def _count_chunks(length: int, chunks: int, stages: int) -> int:
+def count_chunks(length: int, chunks: int, stages: int) -> int:
+    """Pieces that a length is cut into where so many are asked for; 0 is `CHUNKS_PER_STAGE` for every stage."""
     wanted = min(length, chunks or CHUNKS_PER_STAGE * stages)
     return -(-length // -(-length // wanted))  # no chunk of padding alone
 
@@ -91,8 +92,8 @@ def wavefront(
     """
     stages, own = lax.axis_size(stage), lax.axis_index(stage)
     x, extras = jax.tree.map(lambda a: lax.all_gather(a, gather, axis=1, tiled=True), (x, extras))
-    count = _count_chunks(x.shape[0], chunks, stages)
-    (xs, pieces), length = _cut((x, extras), count)
+    count = count_chunks(x.shape[0], chunks, stages)
+    (xs, pieces), length = cut((x, extras), count)
     layers = jax.tree.leaves(parameters)[0].shape[0]
     initial = _zeros(x, layers, widths) if carry is None else carry
 
@@ -137,8 +138,8 @@ def batched_wavefront(
     Arguments and results as of `wavefront`, with all rows and all layers here.
     """
     layers = jax.tree.leaves(parameters)[0].shape[0]
-    count = _count_chunks(x.shape[0], chunks, layers)
-    (xs, pieces), length = _cut((x, extras), count)
+    count = count_chunks(x.shape[0], chunks, layers)
+    (xs, pieces), length = cut((x, extras), count)
     initial = _zeros(x, layers, widths) if carry is None else carry
     numbers = jnp.arange(layers)
 

@@ -10,8 +10,9 @@ are gathered when the step begins.
 |-----------------|----------------------------------|-------------------------------------------------------------|
 | `data_parallel` | everything                       | gradients, once (all-reduce)                                |
 | `fsdp`          | 1/fsdp of everything             | parameters gathered once, gradients scattered once          |
-| `balanced`      | its layers, its share of all     | activations from stage to stage; hidden states to the       |
-|                 | tables over every device         | vocabulary's shards and their gradients back                |
+| `balanced`      | its layers, heads and rows of    | activations from stage to stage; hidden states to the       |
+|                 | feed-forward layers, its share   | vocabulary's shards and their gradients back; rows of a     |
+|                 | of all tables over every device  | Transformer's layers to the devices that share its heads    |
 | `exact`         | its layers, 1/stage of all       | as `balanced`, but devices of `tensor` 0 do the layers and  |
 |                 | tables                           | those of `tensor` 1 the softmax, and wait for each other    |
 """
@@ -22,8 +23,8 @@ import dataclasses
 
 Rule = tuple[str, tuple[str, ...]]
 
-NAMES = ("batch", "layers", "vocab", "embed", "hidden", "gates", "attention")
-"""Every logical axis there is."""
+NAMES = ("batch", "layers", "vocab", "embed", "hidden", "gates", "attention", "heads", "mlp", "positions")
+"""Every logical axis there is; no rule splits "positions", the rows of a learned table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,14 @@ class Strategy:
 
 
 def _over(axis: str, *names: str) -> tuple[Rule, ...]:
-    return tuple((name, (axis,)) for name in names or ("gates", "attention", "hidden", "embed"))
+    return tuple((name, (axis,)) for name in names or ("gates", "attention", "hidden", "embed", "mlp", "heads"))
 
 
 _LAYERS: tuple[Rule, ...] = (("layers", ("stage",)),)
 # Below, "tensor" stands before "stage" and "fsdp" last: an axis that falls through to another one is split there in
 # that order, and what comes last is undone first, so that every move is one all-to-all.
-_BALANCED = (*_LAYERS, ("vocab", ("stage", "tensor")))
+_WIDE: tuple[Rule, ...] = (("heads", ("tensor",)), ("mlp", ("tensor",)))
+_BALANCED = (*_LAYERS, ("vocab", ("stage", "tensor")), *_WIDE)
 _EXACT = (*_LAYERS, ("vocab", ("stage",)))
 
 RULES: dict[str, Strategy] = {

@@ -75,10 +75,10 @@ def plan_leaves(boxed: PyTree, layout: Layout, *, layers_here: bool = False) -> 
     Args:
         boxed: the tree.
         layout: its mesh and strategy.
-        layers_here: compute with all layers on every device, as a search does.
+        layers_here: compute with all layers, their heads and columns on every device, as a search does.
     """
     table, sizes = RULES[layout.strategy], layout.mesh.shape
-    kept = tuple(rule for rule in table.compute if not (layers_here and rule[0] == "layers"))
+    kept = tuple(rule for rule in table.compute if not (layers_here and rule[0] in ("layers", "heads", "mlp")))
 
     def plan(box: Any) -> Leaf:
         named = isinstance(box, nn.LogicallyPartitioned)

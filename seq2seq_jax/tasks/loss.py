@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID
-from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, Packing, PyTree, Sums
 from seq2seq_jax.parallel.draws import keyed_uniform
 from seq2seq_jax.parallel.log_probs import sample_tokens
 from seq2seq_jax.parallel.softmax import cross_entropy
@@ -58,7 +58,7 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: Batch, key: Array | None, step: Array | None) -> tuple[Array, Sums]:
-        run, keys = make_runner(model, params, key if train else None, train=train)
+        run, keys = make_runner(model, params, key if train else None, train=train, packing=batch.packing)
         memory = run("encode", keys[0], batch.source, batch.source_mask)
         kernel, bias = model.apply({"params": params}, method="softmax_weights")
         shared = {"chunk": chunk, "split": model.execution.vocabulary, "vocab_size": model.config.target_vocab}
@@ -92,22 +92,31 @@ def make_loss(
             "weight": tokens,
             "target_tokens": tokens,
             "source_tokens": jnp.sum(batch.source_mask.astype(jnp.float32)),
-            "rows": jnp.sum(batch.row_mask.astype(jnp.float32)),
+            "rows": count_examples(batch),
         }
 
     return loss
 
 
+def count_examples(batch: Batch) -> Array:
+    """How many examples a batch has, `[]` float32: its rows, or where they are packed their segments."""
+    if batch.target_positions is None:
+        return jnp.sum(batch.row_mask.astype(jnp.float32))
+    return jnp.sum((batch.target_mask & (batch.target_positions == 0)).astype(jnp.float32))
+
+
 def make_runner(
-    model: nn.Module, params: PyTree, key: Array | None, *, train: bool
+    model: nn.Module, params: PyTree, key: Array | None, *, train: bool, packing: Packing | None = None
 ) -> tuple[Callable[..., Any], tuple[Array | None, Array | None]]:
-    """`run(method, key, *args)` of a model, and the keys of its encoder and decoder."""
+    """`run(method, key, *args)` of a model, told the `packing` if there is one; and the keys of its two halves."""
     # Two keys: each call of apply counts its draws from zero, and the two halves must not share masks.
     keys = (None, None) if key is None else tuple(jax.random.split(key))
 
+    packed = {} if packing is None else {"packing": packing}  # not all models know of it
+
     def run(method: str, rng: Array | None, *args: Any) -> Any:
         rngs = {} if rng is None else {"dropout": rng}
-        return model.apply({"params": params}, *args, train=train, method=method, rngs=rngs)
+        return model.apply({"params": params}, *args, train=train, method=method, rngs=rngs, **packed)
 
     return run, keys
 

@@ -159,7 +159,7 @@ class Window:
             "gradient_norm": total.get("grad_norm", 0.0) / max(total.get("finite", float(self.steps)), 1.0),
             "source_tokens_per_second": total.get("source_tokens", 0.0) / seconds,
             "target_tokens_per_second": total.get("target_tokens", 0.0) / seconds,
-            "pad_share": 1.0 - tokens / max(self.slots, 1),
+            "pad_share": 1.0 - tokens / max(total.get("slots", self.slots), 1),
             "data_wait_share": self.wait / seconds,
             "step_seconds": seconds / max(self.steps, 1),
             "skipped": self.steps - total.get("finite", float(self.steps)),

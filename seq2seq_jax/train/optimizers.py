@@ -89,7 +89,7 @@ def make_muon(n: Numbers) -> optax.GradientTransformation:
     """
 
     def dimensions(params: optax.Params) -> Any:
-        return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(-2, -1), params)  # what is before is a batch
+        return jax.tree_util.tree_map_with_path(_find_sides, params)
 
     muon = contrib.muon(
         n.schedule, weight_decay=n.weight_decay, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions
@@ -190,6 +190,24 @@ def find_matrices(params: optax.Params) -> Any:
 
 def _is_matrix(path: Any, x: Any) -> bool:
     return x.ndim > 1 and not name_of(path).endswith(("bias", "gain", "peephole_i", "peephole_f", "peephole_o"))
+
+
+def _find_sides(path: Any, x: Any) -> contrib.MuonDimensionNumbers:
+    """Which axes of a matrix are its inputs and outputs; all others are a batch of matrices.
+
+    They are the last two but in a Transformer, whose kernels have heads `[N, H]` on one side, and next to the inputs an
+    axis for queries, keys and values, or for the two halves of a gate.
+    """
+    name = name_of(path).rpartition(".")[2]
+    if name in ("self_qkv_kernel", "cross_kv_kernel"):  # [L, D, 3 or 2, N, H]
+        return contrib.MuonDimensionNumbers(-4, (-2, -1))
+    if name == "cross_query_kernel":  # [L, D, N, H]
+        return contrib.MuonDimensionNumbers(-3, (-2, -1))
+    if name in ("self_out_kernel", "cross_out_kernel"):  # [L, N, H, D]
+        return contrib.MuonDimensionNumbers((-3, -2), -1)
+    if name == "mlp_in_kernel" and x.ndim == 4:  # [L, D, 2, F]
+        return contrib.MuonDimensionNumbers(-3, -1)
+    return contrib.MuonDimensionNumbers(-2, -1)
 
 
 def _is_table(path: Any) -> bool:

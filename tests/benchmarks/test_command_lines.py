@@ -27,6 +27,16 @@ REFUSED = [
     ("gnmt_step", "--heaviest=3", "--profile"),
     ("gnmt_step", "--profile_folder=there", "--profile"),
     ("gnmt_step", "--attention_from=previous_step --check", "--check"),
+    ("transformer_step", "--sides=ours,plain", "'plain'"),
+    ("transformer_step", "--profile --sides=torch", "--sides=ours"),
+    ("transformer_step", "--features=30 --heads=4", "multiple of the 4 --heads"),
+    ("transformer_step", "--vocab=3", "four tokens"),
+    ("linformer", "--features=30 --heads=4", "multiple of the 4 --heads"),
+    ("linformer", "--lengths=64,512", "the shortest of --lengths, 64, but has 256"),
+    ("transformer_search", "--parts=batch,all", "'all'"),
+    ("transformer_search", "--source=3", "at least 4"),
+    ("transformer_search", "--sources=x.de", "go together"),
+    ("transformer_search", "--json=/nonexistent/x.json", "make /nonexistent"),
 ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.profiler import ProfileData
 
-from seq2seq_jax.layers.dropout import dropout_mask, make_places
+from seq2seq_jax.layers.dropout import drop, make_places
 from seq2seq_jax.layers.recurrent import LayerKind, run_layer
 from seq2seq_jax.parallel.softmax import cross_entropy
 
@@ -183,7 +183,7 @@ def make_step():
     def loss(params):
         with jax.named_scope("source_embedding"):
             x = params["table"][tokens]
-        x = x * dropout_mask(jax.random.key(0), 0.5, make_places(jnp.arange(4), 10), 32, x.dtype)
+        x = drop(0.5, x, jax.random.key(0), make_places(jnp.arange(4), 10))
         y, _ = run_layer(kind, params, [x], None)
         with jax.named_scope("attention"):
             y = jnp.tanh(y @ params["key"])

@@ -1,5 +1,6 @@
 """Every config file and preset builds a model, and its docstring tells people how to run it."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.corpora import open_splits, open_test
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import count_parameters, make_model, make_training
+from seq2seq_jax.experiment import count_parameters, make_model, make_parameters, make_training
 from seq2seq_jax.tasks.methods import make_ranking
 from seq2seq_jax.train.writers import write_json
 
@@ -31,6 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PRESETS = [("gnmt", ""), ("gnmt", "multi30k"), ("gnmt", "paper"), ("language_model", ""), ("lstm", "")]
 PRESETS += [("lstm", "small"), ("lstm", "paper"), ("lstm", "paper_eight")]
 PRESETS += [("rnnsearch", ""), ("rnnsearch", "small"), ("rnnsearch", "paper")]
+PRESETS += [("bert", preset) for preset in ("", "multi30k", "multi30k_cpu", "base")]
+PRESETS += [("gpt", preset) for preset in ("", "multi30k", "language_model", "gpt2")]
+OF_TRANSFORMER = ("", "small", "multi30k", "multi30k_cpu", "base", "big", "deep_shallow")
+PRESETS += [("transformer", preset) for preset in OF_TRANSFORMER]
 
 
 def load(name):
@@ -51,13 +56,11 @@ def test_presets_build(name, preset):
     check_config(config)
     module, model_config = make_model(config, *vocab_sizes(config))
     make_training(config, *vocab_sizes(config))
-    tokens = jax.ShapeDtypeStruct((1, 2), "int32")
-    mask = jax.ShapeDtypeStruct((1, 2), bool)
-    shapes = jax.eval_shape(module(model_config).init, jax.random.key(0), tokens, mask, tokens)
+    shapes = jax.eval_shape(functools.partial(make_parameters, module(model_config)), jax.random.key(0))
     assert count_parameters(shapes) > 100_000
 
 
-@pytest.mark.parametrize("name", ["gnmt", "language_model", "lstm", "rnnsearch"])
+@pytest.mark.parametrize("name", ["bert", "gnmt", "gpt", "language_model", "lstm", "rnnsearch", "transformer"])
 def test_docstrings_show_commands_and_unknown_presets_are_refused(name):
     module = load(name)
     assert f"--config=configs/{name}.py" in module.__doc__ and "arXiv" in module.__doc__
@@ -99,6 +102,33 @@ def test_sutskever_et_al_s_paper_says_what_the_paper_says():
     assert keys.steps == 7.5 * 12_000_000 / 128  # what describe shows until the corpus is read
 
 
+@pytest.mark.parametrize(
+    ("preset", "sizes", "dropout", "steps", "peak", "averaged", "parameters"),
+    [
+        ("base", (512, 2048, 8), 0.1, 100_000, 0.000699, 5, 63_119_496),
+        ("big", (1024, 4096, 16), 0.3, 300_000, 0.000494, 20, 214_282_376),
+    ],
+)
+def test_vaswani_et_al_s_paper_says_what_the_paper_says(preset, sizes, dropout, steps, peak, averaged, parameters):
+    config = load("transformer").get_config(preset)
+    assert vocab_sizes(config) == (37_000, 37_000) and config.vocab.joint and config.vocab.model == "bpe"
+    model, keys = config.model, config.train
+    assert (model.features, model.feed_forward, model.heads, model.dropout) == (*sizes, dropout)
+    assert (model.encoder_layers, model.decoder_layers, model.norm, model.positions) == (6, 6, "post", "sinusoidal")
+    training = make_training(config, 37_000, 37_000)
+    assert count_parameters(training.abstract_state().params) == parameters
+    assert (keys.optimizer, keys.b1, keys.b2, keys.eps, keys.clip_norm) == ("adam", 0.9, 0.98, 1e-9, 0.0)
+    assert (keys.steps, keys.warmup_steps, keys.label_smoothing, keys.keep_last) == (steps, 4000, 0.1, averaged)
+    for n in (1, 100, 4000, 16_000, 100_000):  # equation 3, at step n counted from 1
+        wanted = sizes[0] ** -0.5 * min(n**-0.5, n * 4000**-1.5)
+        assert float(training.schedule(n - 1)) == pytest.approx(wanted, rel=1e-5)
+    assert float(training.schedule(3999)) == pytest.approx(peak, rel=1e-3)
+    assert config.data.tokens_per_batch == 25_000 + 25_000
+    ranking = make_ranking(config.decode)
+    assert (config.decode.beam_size, ranking.length, ranking.length_penalty) == (4, "gnmt", 0.6)
+    assert (config.decode.length_factor, config.decode.length_extra) == (1.0, 50)
+
+
 def test_the_layout_of_2014_is_the_paper_s_recipe_on_eight_devices():
     one, eight = (flatten(load("lstm").get_config(preset)) for preset in ("paper", "paper_eight"))
     wanted = {"parallel.data": 1, "parallel.stage": 4, "parallel.tensor": 2, "parallel.strategy": "exact"}
@@ -125,6 +155,29 @@ def test_the_layout_of_2014_is_the_paper_s_recipe_on_eight_devices():
 )
 def test_batches_losses_and_epochs_that_cannot_be_are_refused_in_one_line(changes, told):
     config = default_config("lstm")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=told) as refused:
+        check_config(config)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.patience_metric": "bleu"}, r"train\.patience_metric must be 'loss' with config\.model\.name='bert'"),
+        ({"train.own_tokens": 0.1}, r"train\.own_tokens must be 0\.0 with .* but is 0\.1"),
+        ({"sequence.objective": "minimum_risk"}, r"sequence\.objective must be 'none'"),
+        ({"masked.share": 0.0}, r"masked\.share must be more than 0 and less than 1, but is 0\.0"),
+        ({"masked.share": 1.0}, r"masked\.share must be more than 0 and less than 1, but is 1\.0"),
+        ({"masked.random": 0.3}, r"masked\.random must be at most 1 - config\.masked\.mask=0\.8, but is 0\.3"),
+        ({"masked.mask": -0.1}, r"masked\.mask must be at least 0"),
+    ],
+    ids=str,
+)
+def test_what_a_masked_language_model_cannot_have_is_refused(changes, told):
+    config = load("bert").get_config()
+    config.data.target = config.data.source  # text of one language
+    check_config(config)
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=told) as refused:
         check_config(config)

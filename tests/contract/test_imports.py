@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loaded_model": {"config", "experiment", "modes.ensemble", "modes.evaluate", "serve", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
+    "arithmetic": {"config", "train.freezing"},
     "config": {"keys", "data.spec"},
     "keys": set(),
     "configs": {"config"},
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}
+CONFIG_READERS |= {"arithmetic"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
 

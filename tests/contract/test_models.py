@@ -19,13 +19,25 @@ B, S, T, VOCAB = 4, 6, 5, 13
 SIZES = {"source_vocab": VOCAB + 2, "target_vocab": VOCAB, "features": 8, "dropout": 0.2}
 GNMT_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 3, "attention_features": 6}
 RNNSEARCH_SIZES = SIZES | {"embedding_features": 7, "attention_features": 6, "readout_features": 5}
+TRANSFORMER_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 2, "heads": 2, "feed_forward": 12}
+TRANSFORMER_SIZES |= {"share_embeddings": "none"}
+GPT_SIZES = SIZES | {"layers": 2, "heads": 2, "feed_forward": 12, "share_embeddings": "target", "max_positions": 19}
+BERT_SIZES = SIZES | {"layers": 2, "heads": 2, "feed_forward": 12, "max_positions": 11}
 TINY = {
+    "bert": BERT_SIZES,
+    "bert-encoder": BERT_SIZES
+    | {"embedding_norm": False, "head": False, "positions": "sinusoidal", "activation": "relu"},
+    "bert-pre": BERT_SIZES | {"norm": "pre", "positions": "relative", "activation": "swiglu", "layers": 1},
     "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
     "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
     "gnmt-gru": GNMT_SIZES | {"attention_from": "previous_step", "cell": "gru", "attention": "general"},
     "gnmt-normalised": GNMT_SIZES
     | {"attention_from": "current_step", "cell": "lstm_peephole", "cells": 10, "layer_norm": True}
     | {"recurrent_dropout": 0.2},
+    "gpt": GPT_SIZES,
+    "gpt-full": GPT_SIZES | {"prefix": "full", "positions": "relative", "share_embeddings": "none", "layers": 1},
+    "gpt-rotary": GPT_SIZES | {"positions": "rotary", "norm": "post", "activation": "swiglu"},
+    "gpt-language_model": GPT_SIZES | {"source": False},
     "language_model": SIZES | {"layers": 2, "share_embeddings": "target"},
     "language_model-two_tables": SIZES | {"layers": 1, "share_embeddings": "none"},
     "lstm": SIZES | {"layers": 2},
@@ -35,6 +47,12 @@ TINY = {
     "rnnsearch-luong": RNNSEARCH_SIZES
     | {"attention": "general", "attention_from": "current_step", "readout": "tanh", "cell": "lstm_peephole"}
     | {"cells": 10, "layer_norm": True, "recurrent_dropout": 0.2},
+    "transformer": TRANSFORMER_SIZES | {"share_embeddings": "target"},
+    "transformer-learned": TRANSFORMER_SIZES | {"positions": "learned", "max_positions": 16, "activation": "gelu"},
+    "transformer-linformer": TRANSFORMER_SIZES
+    | {"decoder_layers": 1, "linformer": 3, "linformer_share": "layers", "max_positions": 11},
+    "transformer-relative": TRANSFORMER_SIZES | {"norm": "pre", "positions": "relative", "decoder_layers": 1},
+    "transformer-rotary": TRANSFORMER_SIZES | {"norm": "pre", "positions": "rotary", "activation": "swiglu"},
 }
 """Name in `MODELS`, and after a hyphen which variant of it -> the fields of a tiny config."""
 
@@ -49,7 +67,9 @@ class Case:
     def __init__(self, name: str, **changes: str) -> None:
         module, config = MODELS[name.partition("-")[0]]
         self.name, self.module = name, module(config(**TINY[name] | changes))
-        self.boxed = jax.eval_shape(lambda: self.module.init(jax.random.key(0), *example_inputs()))
+        self.masked = isinstance(self.module, interfaces.MaskedModel)
+        inputs = example_inputs()[: 2 if self.masked else 3]
+        self.boxed = jax.eval_shape(lambda: self.module.init(jax.random.key(0), *inputs))
         rng = np.random.default_rng(0)
         self.params = jax.tree.map(
             lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), nn.meta.unbox(self.boxed)["params"]
@@ -58,17 +78,23 @@ class Case:
         self.batch = make_batch()
 
     def loss(self, params: dict, batch: interfaces.Batch, dropout: jax.Array | None = None):
-        """Cross-entropy summed over real target tokens; also everything that was made on the way."""
+        """Cross-entropy summed over real target tokens; also everything that was made on the way.
+
+        Of a masked model it is that of all source tokens, none of them hidden, and there is no decoder's output.
+        """
         rngs = None if dropout is None else {"dropout": dropout}
 
         def run(module):
             memory = module.encode(batch.source, batch.source_mask, train=dropout is not None)
+            if self.masked:
+                return memory, None, module.project(module.fill(memory.hidden))
             output = module.decode(batch.target_in, memory, train=dropout is not None)
             return memory, output, module.project(output.hidden)
 
         memory, output, logits = self.module.apply({"params": params}, rngs=rngs, method=run)
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.target_out[..., None], axis=-1)[..., 0]
-        return -jnp.sum(jnp.where(batch.target_mask, picked, 0.0)), (memory, output, logits)
+        wanted, real = (batch.source, batch.source_mask) if self.masked else (batch.target_out, batch.target_mask)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(real, picked, 0.0)), (memory, output, logits)
 
     @functools.cached_property
     def plain(self):
@@ -148,6 +174,14 @@ def seq2seq(case: Case) -> Case:
     return case
 
 
+@pytest.fixture
+def trained(case: Case) -> Case:
+    """Every model that learns from tokens: with a decoder, or by filling its source."""
+    if not (case.masked or isinstance(case.module, interfaces.Seq2Seq)):
+        pytest.skip("neither a Seq2Seq nor a MaskedModel")
+    return case
+
+
 def test_every_model_is_tested():
     assert {name.partition("-")[0] for name in TINY} == set(MODELS)
     assert sum(isinstance(get_case(name).module, interfaces.Seq2Seq) for name in TINY) >= 3
@@ -177,25 +211,26 @@ def test_the_future_is_not_read(seq2seq):
 
 
 def test_the_source_is_read(seq2seq):
-    if seq2seq.name.startswith("language_model"):
+    if "language_model" in seq2seq.name:
         pytest.skip("reads no source")
     _, (_, output, _), _ = seq2seq.plain
     _, (_, changed, _) = seq2seq.graded(seq2seq.params, seq2seq.batch.replace(source=seq2seq.batch.source - 1))[0]
     assert (np.abs(changed.hidden - output.hidden).max(axis=(1, 2)) > 1e-4).all()
 
 
-def test_padding_and_filling_rows_change_nothing(seq2seq):
-    loss, (memory, output, logits), gradients = seq2seq.plain
-    (wide_loss, (wide_memory, wide_output, wide_logits)), wide_gradients = seq2seq.graded(
-        seq2seq.params, widen(seq2seq.batch)
+def test_padding_and_filling_rows_change_nothing(trained):
+    loss, (memory, output, logits), gradients = trained.plain
+    (wide_loss, (wide_memory, wide_output, wide_logits)), wide_gradients = trained.graded(
+        trained.params, widen(trained.batch)
     )
     assert_near(wide_loss, loss, 1e-6)
     assert_near(wide_gradients, gradients)
-    assert_near(wide_logits[:B, :T], logits)
+    if not trained.masked:  # whose padding is read by padding alone
+        assert_near(wide_logits[:B, :T], logits)
     assert_near(wide_memory.hidden[:B, :S], memory.hidden)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((wide_memory, wide_output, wide_logits)))
     np.testing.assert_array_equal(np.where(wide_memory.mask[..., None], 0.0, wide_memory.hidden), 0.0)
-    if output.attention is not None:
+    if output is not None and output.attention is not None:
         assert_near(wide_output.attention[:B, :T, :S], output.attention)
         np.testing.assert_array_equal(wide_output.attention[:B, :, S:], 0.0)
 
@@ -208,11 +243,11 @@ def test_attention_rows_sum_to_one(seq2seq):
     assert_near(output.attention.sum(-1), np.ones((B, T)), 1e-6)
 
 
-def test_permuting_the_batch_permutes_the_result(seq2seq):
-    loss, made, gradients = seq2seq.plain
+def test_permuting_the_batch_permutes_the_result(trained):
+    loss, made, gradients = trained.plain
     order = np.array([2, 0, 3, 1])
-    (permuted_loss, permuted), permuted_gradients = seq2seq.graded(
-        seq2seq.params, jax.tree.map(lambda leaf: leaf[order], seq2seq.batch)
+    (permuted_loss, permuted), permuted_gradients = trained.graded(
+        trained.params, jax.tree.map(lambda leaf: leaf[order], trained.batch)
     )
     assert_near(permuted, jax.tree.map(lambda leaf: leaf[order], made), 1e-6)
     assert_near(permuted_loss, loss, 1e-6)
@@ -240,7 +275,8 @@ def test_every_parameter_names_its_axes(case):
         name = jax.tree_util.keystr(path)
         assert isinstance(leaf, nn.LogicallyPartitioned), name
         assert len(leaf.names) == leaf.value.ndim, name
-        assert all(isinstance(axis, str) for axis in leaf.names), name
+        assert all(axis is None or isinstance(axis, str) for axis in leaf.names), name  # None: it is never split
+        assert any(leaf.names), name
         assert leaf.value.dtype == jnp.float32, name
 
 
@@ -251,8 +287,8 @@ def test_weight_decay_is_of_matrices_alone(case):
         assert decayed == name.endswith(("kernel", "table")), name
 
 
-def test_every_parameter_is_trained_under_dropout(seq2seq):
-    loss, _, gradients = seq2seq.dropped(seed=0)
+def test_every_parameter_is_trained_under_dropout(trained):
+    loss, _, gradients = trained.dropped(seed=0)
     assert np.isfinite(loss)
     for path, leaf in jax.tree.leaves_with_path(gradients):
         name = jax.tree_util.keystr(path)
@@ -260,25 +296,28 @@ def test_every_parameter_is_trained_under_dropout(seq2seq):
         assert np.abs(leaf).max() > 0, name
 
 
-def test_the_key_decides_what_is_dropped(seq2seq):
-    losses = [float(seq2seq.dropped(seed)[0]) for seed in (0, 0, 1)]
+def test_the_key_decides_what_is_dropped(trained):
+    losses = [float(trained.dropped(seed)[0]) for seed in (0, 0, 1)]
     assert losses[0] == losses[1]
-    assert len({losses[0], losses[2], float(seq2seq.plain[0])}) == 3
+    assert len({losses[0], losses[2], float(trained.plain[0])}) == 3
 
 
-def test_softmax_weights_are_the_projection(seq2seq):
-    _, (_, output, logits), _ = seq2seq.plain
-    kernel, bias = seq2seq.module.apply({"params": seq2seq.params}, method=type(seq2seq.module).softmax_weights)
-    want = np.asarray(output.hidden, np.float64) @ np.asarray(kernel, np.float64).T
+def test_softmax_weights_are_the_projection(trained):
+    _, (memory, output, logits), _ = trained.plain
+    apply, cls = functools.partial(trained.module.apply, {"params": trained.params}), type(trained.module)
+    kernel, bias = apply(method=cls.softmax_weights)
+    hidden = apply(memory.hidden, method=cls.fill) if trained.masked else output.hidden
+    want = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64).T
     assert logits.dtype == jnp.float32
     assert_near(logits, want + (0 if bias is None else np.asarray(bias, np.float64)))
 
 
-def test_bfloat16_is_near_float32(seq2seq):
-    low = Case(seq2seq.name, dtype="bfloat16")
+def test_bfloat16_is_near_float32(trained):
+    low = Case(trained.name, dtype="bfloat16")
     loss, (memory, output, logits) = compile_quickly(low.loss)(low.params, low.batch)
-    want_loss, (_, _, want_logits), _ = seq2seq.plain
-    assert (output.hidden.dtype, memory.hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    want_loss, (_, _, want_logits), _ = trained.plain
+    hidden = memory.hidden if output is None else output.hidden
+    assert (hidden.dtype, memory.hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(loss, want_loss, rtol=0.01)
     assert np.abs(logits - want_logits).max() < 0.05 * np.abs(want_logits).max()
 

@@ -28,6 +28,7 @@ VOCAB, ROWS, SOURCE, TARGET = 50, 8, 5, 4  # neither the vocabulary nor the laye
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
 
 MODELS = {
+    "bert": {"name": "bert", "layers": 3, "heads": 4, "feed_forward": 10, "max_positions": 16},
     "gnmt": {"name": "gnmt", "encoder_layers": 4, "decoder_layers": 3, "attention_features": 8},
     "gnmt of the paper": {
         "name": "gnmt",
@@ -47,6 +48,7 @@ MODELS = {
         "layer_norm": True,
         "recurrent_dropout": 0.3,
     },
+    "gpt": {"name": "gpt", "layers": 3, "heads": 2, "feed_forward": 10, "max_positions": 32, "prefix": "full"},
     "language_model": {"name": "language_model", "layers": 3},
     "lstm": {"name": "lstm", "layers": 4},
     "rnnsearch": {"name": "rnnsearch", "embedding_features": 12, "attention_features": 8, "readout_features": 6},
@@ -59,6 +61,18 @@ MODELS = {
         "readout": "tanh",
         "cell": "lstm",
     },
+    "transformer": {"name": "transformer", "encoder_layers": 3, "decoder_layers": 2, "heads": 4, "feed_forward": 10},
+    "transformer of other parts": {
+        "name": "transformer",
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "heads": 1,  # neither it nor the feed-forward layer divides by two
+        "feed_forward": 5,
+        "norm": "pre",
+        "positions": "relative",
+        "activation": "swiglu",
+        "share_embeddings": "target",
+    },
 }
 ONE = {"data": 1}
 MESHES = {
@@ -69,6 +83,8 @@ MESHES = {
     "fsdp": ONE | {"fsdp": 8},
     "stage": ONE | {"stage": 8},
     "4x2": ONE | {"stage": 4, "tensor": 2},
+    "tensor": ONE | {"data": 4, "tensor": 2, "layers": "scanned"},
+    "three axes": ONE | {"fsdp": 2, "stage": 2, "tensor": 2, "layers": "scanned", "remat": "full", "chunks": 1},
     "exact": ONE | {"stage": 4, "tensor": 2, "strategy": "exact"},
 }
 
@@ -86,6 +102,7 @@ def train(model: str, mesh: str) -> Training:
     config.model.update(MODELS[model] | {"features": 8, "dropout": 0.3})
     config.train.update(optimizer="sgd", schedule="constant", learning_rate=1.0, warmup_steps=0, clip_norm=0.0)
     config.parallel.update(MESHES[mesh])
+    config.masked.share = 0.5
     config.decode.update(length_penalty=0.6, coverage_penalty=0.2, length_factor=1.0, length_extra=3)
     return make_training(config, VOCAB, VOCAB)
 
@@ -145,6 +162,11 @@ def take_steps(model: str, mesh: str):
 @pytest.mark.parametrize(
     ("model", "mesh"),
     [
+        ("bert", "data"),
+        ("bert", "fsdp"),
+        ("bert", "tensor"),
+        ("bert", "stage"),
+        ("bert", "three axes"),
         ("gnmt", "data, jit"),
         ("gnmt", "stage"),
         ("gnmt", "4x2"),
@@ -152,6 +174,8 @@ def take_steps(model: str, mesh: str):
         ("gnmt of the paper", "4x2"),
         ("gnmt of the paper", "exact"),
         ("gnmt of other cells", "4x2"),
+        ("gpt", "data"),
+        ("gpt", "4x2"),
         ("language_model", "data"),
         ("language_model", "4x2"),
         ("lstm", "data"),
@@ -159,6 +183,12 @@ def take_steps(model: str, mesh: str):
         ("rnnsearch", "4x2"),
         ("rnnsearch", "fsdp"),
         ("rnnsearch of luong", "data"),
+        ("transformer", "data"),
+        ("transformer", "fsdp"),
+        ("transformer", "tensor"),
+        ("transformer", "stage"),
+        ("transformer", "4x2"),
+        ("transformer of other parts", "three axes"),
     ],
 )
 def test_three_steps_on_eight_devices_are_those_of_one(model, mesh):
@@ -226,7 +256,7 @@ def test_every_parameter_names_axes_that_have_rules(model):
     assert len(boxes) >= 5
     for box in boxes:
         assert isinstance(box, nn.LogicallyPartitioned)
-        assert len(box.names) == len(box.value.shape) and set(box.names) <= set(NAMES)
+        assert len(box.names) == len(box.value.shape) and set(box.names) <= {*NAMES, None}
 
 
 def load_paper():
@@ -265,12 +295,17 @@ def test_the_paper_s_state_is_a_share_on_every_device(sizes, share):
 # --- the search ----------------------------------------------------------------------------------
 
 
+def strengthen(path, x):
+    """So that hypotheses differ; gains stay near one, or a Transformer would take all positions for the same."""
+    return 1.0 + 0.2 * x if "gain" in jax.tree_util.keystr(path) else 3.0 * x
+
+
 @functools.cache
 def search(model: str, mesh: str, *, beam_size: int, rows: int):
     """What is found for the batch's first rows."""
     training, batch = train(model, mesh), make_batch()
     abstract = training.abstract_state().params
-    params = jax.tree.map(lambda x: 3.0 * x, start(model))  # so that hypotheses differ
+    params = jax.tree_util.tree_map_with_path(strengthen, start(model))
     params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
     arguments = params, batch.source[:rows], batch.source_mask[:rows], batch.row_mask[:rows]
     decode = training.search(beam_size=beam_size)
@@ -285,9 +320,11 @@ def search(model: str, mesh: str, *, beam_size: int, rows: int):
         ("gnmt", "exact", 1, 8),
         ("gnmt", "exact", 4, 1),
         ("gnmt", "fsdp", 1, 8),
+        ("gpt", "4x2", 4, 8),
         ("gnmt", "fsdp", 4, 1),
         ("lstm", "4x2", 1, 8),
         ("rnnsearch", "4x2", 4, 8),
+        ("transformer", "4x2", 4, 8),
     ],
 )
 def test_the_search_on_eight_devices_finds_what_one_finds(model, mesh, beam_size, rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ import pytest
 
 from seq2seq_jax.decode.beam import Beam, beam_search
 from seq2seq_jax.decode.loop import run_loop
-from seq2seq_jax.decode.method import Rows
+from seq2seq_jax.decode.method import Rows, make_rows
 from seq2seq_jax.decode.ranking import Ranking
 from seq2seq_jax.decode.sample import greedy_search
 from seq2seq_jax.interfaces import StepResult
+from seq2seq_jax.layers.dot_attention import attend_cache, write_cache
 
 PAD, BOS, EOS = 0, 2, 3
 SOURCE = 3
@@ -548,3 +550,23 @@ def test_a_split_vocabulary_is_refused():
         beam_search(step, (), beam_size=2, **options)
     with pytest.raises(ValueError, match="split vocabulary"):
         greedy_search(step, (), **options)
+
+
+def test_a_step_passes_over_each_cache_once():
+    """Putting the hypotheses' keys into their new order and writing this step's are one instruction."""
+    rows, beams, heads, room, width, vocab = 2, 3, 2, 16, 8, 11
+
+    def step(tokens, step, caches):
+        x = jax.nn.one_hot(tokens, heads * width).reshape(-1, heads, width)
+        caches = [write_cache(cache, x, step) for cache in caches]
+        context = attend_cache(x, *caches, jnp.arange(room) <= step[:, None])
+        return StepResult(jax.nn.log_softmax(context.reshape(x.shape[0], -1)[:, :vocab]), None, caches)
+
+    beam = Beam(size=beams, ranking=Ranking(), **IDS)
+    caches = [jnp.zeros((rows, heads, room, width))] * 2
+    given = make_rows(jnp.full(rows, room, jnp.int32))
+    state = jax.eval_shape(lambda: beam.start(step, caches, given, max_len=room))
+    advance = jax.jit(functools.partial(beam.advance, step), donate_argnums=0)
+    entry = advance.lower(state).compile().as_text().split("ENTRY")[1]
+    made = re.findall(rf"= f32\[(?:{rows},{beams}|{beams},{rows}),{heads},{room},{width}\]\S* (\S+)\(", entry)
+    assert [name for name in made if name not in ("parameter", "copy")] == ["fusion"] * 2

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import tarfile
 
 import numpy as np
@@ -13,7 +14,8 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import make_metric
 from seq2seq_jax.evaluate.tuning import Lists, fit_totals
 from seq2seq_jax.main import main
-from seq2seq_jax.modes.rescore import name_total, read_request, reads_source
+from seq2seq_jax.modes.rescore import name_total
+from seq2seq_jax.modes.rescore_request import read_request, reads_source
 from seq2seq_jax.modes.weights import name_feature, name_models
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "cat": "Katze"}
@@ -108,6 +110,50 @@ def test_the_feature_is_what_the_model_scores(files, rescored, tiny_run, tmp_pat
     assert any("pairs without a score: 1 (the first: blank target) get the lowest" in line for line in printed)
 
 
+@pytest.fixture(scope="module")
+def backwards(tiny_run, tmp_path_factory):
+    """A run that says to be of the other direction."""
+    folder = tmp_path_factory.mktemp("backwards") / "back"
+    shutil.copytree(tiny_run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] |= {"source": config["data"]["target"], "target": config["data"]["source"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_channels_feature_is_what_it_makes_of_the_source(files, backwards, tiny_run, tmp_path):
+    lists = tmp_path / "lists"
+    lists.write_text("".join((files / "lists").read_text().splitlines(keepends=True)[:4]))
+    given = [f"--{name}={files / name}" for name in ("source", "reference")]
+    given += [f"--models={tiny_run}", f"--channel={backwards}", f"--input={lists}", f"--output={tmp_path / 'new'}"]
+    assert call(*given, "--metric=wer") == 0
+    after, sources = read_nbest(tmp_path / "new"), (files / "source").read_text().splitlines()
+    (tmp_path / "pairs.tsv").write_text("".join(f"{item.text}\t{sources[item.segment]}\n" for item in after))
+    args = ["--mode=score", f"--workdir={backwards}", f"--input={tmp_path / 'pairs.tsv'}"]
+    assert main(["seq2seq_jax.main", *args, f"--output={tmp_path / 'scores'}"]) == 0
+    wanted = [json.loads(line)["log_prob"] for line in (tmp_path / "scores").read_text().splitlines()]
+    np.testing.assert_allclose([item.features["back"][0] for item in after], wanted, atol=2e-4)
+    assert not np.allclose([item.features["run"][0] for item in after], wanted, atol=0.1)
+    applied = [arg for arg in given if not arg.startswith("--reference")]
+    assert call(*applied, f"--weights={tmp_path / 'new.weights.json'}") == 0
+
+
+def test_a_channel_is_of_the_other_direction(files, backwards, tiny_run, tmp_path, capsys):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(default_config("language_model").to_dict()))
+    given = [f"--{name}={files / name}" for name in ("source", "reference")] + [f"--input={files / 'lists'}"]
+    given += [f"--models={tiny_run}", f"--output={tmp_path / 'new'}"]
+    for more, told in (
+        ((f"--channel={tiny_run}",), "must translate de to en, but is of en to de as"),
+        ((f"--channel={tmp_path / 'lm'}",), "is a language model, which reads no source; name it by --models"),
+        ((f"--channel={tmp_path}",), "--channel: "),
+        ((f"--channel={backwards}", "--weights=average"), "--channel goes with weights that are tuned"),
+    ):
+        assert call(*given, *more) == 2
+        assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
 def test_weights_are_applied_and_judged(files, rescored, tiny_run, tmp_path, capsys):
     output, report, _ = rescored
     args = [f"--weights={output}.weights.json", f"--input={files / 'lists'}", f"--output={tmp_path / 'again'}"]
@@ -183,7 +229,7 @@ def test_an_ensembles_folder_stands_for_its_members(tmp_path):
         (tmp_path / f"member-{n}").mkdir()
         (tmp_path / f"member-{n}" / "config.json").write_text(json.dumps(default_config("lstm").to_dict()))
     (tmp_path / "members.json").write_text('{"members": 3}')
-    flags = dict.fromkeys(("reference", "metric", "models")) | {"input": "a", "output": "b", "source": "c"}
+    flags = dict.fromkeys(("reference", "metric", "models", "channel")) | {"input": "a", "output": "b", "source": "c"}
     request = read_request(None, tmp_path, flags | {"weights": "average"})
     assert request.models == tuple(tmp_path / f"member-{n}" for n in range(3))
 

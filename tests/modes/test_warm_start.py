@@ -112,3 +112,64 @@ def test_pieces_are_matched_by_their_text():
             assert old.pieces([int(places[i])]) == [piece]
         else:
             assert piece not in OLD[0].split() + OLD[1].split() + OLD[2].split()
+
+
+# --- from a masked language model ------------------------------------------------------------------
+
+SIZES = {"features": 8, "heads": 2, "feed_forward": 12}
+ENCODER = {"layers": 2, "positions": "sinusoidal", "activation": "relu", "embedding_norm": False}
+
+
+def make_other(name, lines=OLD, **model):
+    """An experiment with another model."""
+    config = default_config(name)
+    config.model.update(SIZES | model)
+    config.vocab.kind = "word"
+    config.parallel.data = 1
+    return build(config, train_vocabs(lines, lines, kind="word", size=50))
+
+
+@pytest.mark.parametrize(("share", "norm"), [("all", "post"), ("target", "pre")])
+def test_a_transformer_s_encoder_comes_from_bert(tmp_path, share, norm):
+    old = leaves(save_run(tmp_path / "old", make_other("bert", **ENCODER, norm=norm)).params)
+    new = make_other("transformer", encoder_layers=2, decoder_layers=1, share_embeddings=share, norm=norm)
+    fresh = new.training.init()
+    before = leaves(fresh.params)
+    state, taken = warm_start(new, fresh, tmp_path / "old")
+    after, table = leaves(state.params), "source_embedding.table"
+    encoder = {name for name in before if name.startswith("encoder")}
+    assert encoder and encoder == {name for name in old if name.startswith("encoder")}
+    for name in encoder:
+        np.testing.assert_array_equal(after[name], old[name])
+    shared = "target_embedding.table" if share == "all" else table
+    np.testing.assert_array_equal(after[shared], old[table])  # all rows
+    assert set(taken.whole) == encoder | {shared}
+    assert set(taken.left) == set(before) - set(taken.whole)
+    for name in taken.left:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert all(name.startswith(("decoder", "softmax", "target")) for name in taken.left)
+    assert taken.renamed == ({shared: table} if share == "all" else {})
+    assert ("target_embedding.table: taken from source_embedding.table" in taken.describe()) == (share == "all")
+    assert all(name.startswith("head") for name in taken.unused)
+
+
+def test_bert_starts_from_a_transformer_by_its_one_table(tmp_path):
+    """The other way round; and of another vocabulary the pieces that both know."""
+    given = make_other("transformer", NEW, encoder_layers=2, decoder_layers=1)
+    old = leaves(save_run(tmp_path / "old", given).params)
+    new = make_other("bert", **ENCODER)
+    state, taken = warm_start(new, new.training.init(), tmp_path / "old")
+    after, places = leaves(state.params), match_pieces(given.vocabs.source, new.vocabs.source)
+    assert taken.renamed == {"source_embedding.table": "target_embedding.table"}
+    assert taken.rows == {"source_embedding.table": (int((places >= 0).sum()), len(places))}
+    known = places >= 0
+    assert 4 < known.sum() < len(places)
+    np.testing.assert_array_equal(after["source_embedding.table"][known], old["target_embedding.table"][places[known]])
+
+
+def test_a_table_of_one_side_does_not_serve_the_other(tmp_path):
+    """That of a language model is of its text, whatever its config says of sharing."""
+    save_run(tmp_path / "old", make_other("gpt", source=False, layers=1))
+    new = make_other("transformer", encoder_layers=1, decoder_layers=1, share_embeddings="target")
+    _, taken = warm_start(new, new.training.init(), tmp_path / "old")
+    assert "target_embedding.table" in taken.whole and "source_embedding.table" in taken.left and not taken.renamed

@@ -56,17 +56,24 @@ def test_what_the_model_is_told_of_stages_and_tensor_shards():
     # Parts lie in the order (stage, tensor), rows in the order of the mesh; other replicas share nothing.
     assert execution.vocabulary == VocabularySplit(("stage", "tensor"), ("tensor", "stage"))
     assert (execution.stage, execution.chunks, execution.idle) == ("stage", 5, None)
+    assert execution.tensor == "tensor"
     only_tensor = layout_of(tensor=8).execution
     assert (only_tensor.stage, only_tensor.vocabulary) == (None, VocabularySplit(("tensor",), ("tensor",)))
     by_rows = layout_of(data=2, fsdp=4).execution
     assert (by_rows.stage, by_rows.vocabulary, by_rows.rows) == (None, WHOLE, ("data", "fsdp"))
 
 
+def test_how_a_transformer_s_layers_run():
+    for layers, scanned in {"auto": None, "in_order": False, "scanned": True}.items():
+        assert layout_of(layers=layers).execution.scanned is scanned
+    assert layout_of(stage=4, tensor=2, layers="scanned", remat="dots").execution.remat == "dots"
+
+
 def test_exact_is_four_stages_by_two_and_its_vocabulary_lies_over_the_stages():
     layout = layout_of(strategy="exact")
     assert dict(layout.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 2, "stage": 4}
     assert layout.execution.vocabulary == VocabularySplit(("stage",), ("tensor", "stage"), idle="tensor")
-    assert layout.execution.idle == "tensor"
+    assert (layout.execution.idle, layout.execution.tensor) == ("tensor", None)  # no layer is split there
     assert dict(layout_of(strategy="exact", data=2, stage=2, tensor=2).mesh.shape)["stage"] == 2
 
 
@@ -94,8 +101,8 @@ def test_exact_is_four_stages_by_two_and_its_vocabulary_lies_over_the_stages():
         ),
         (
             {"stage": 4, "layers": "in_order"},
-            r"`parallel\.layers` must be 'wavefront' with `parallel\.stage`=4 .* but is 'in_order' instead; set "
-            r"`parallel\.step` to 'jit'",
+            r"`parallel\.layers` must be 'auto', 'scanned' or 'wavefront' with `parallel\.stage`=4 .* but is "
+            r"'in_order' instead; set `parallel\.step` to 'jit'",
         ),
         (
             {"data": 8, "recurrence": "kernel", "step": "jit"},

@@ -84,6 +84,12 @@ EVERYTHING = {"data": 1, "fsdp": 2, "tensor": 2, "stage": 2}
         (("vocab", "embed"), (48, 16), EVERYTHING, (("stage", "tensor"), ("fsdp",))),
         (("gates",), (64,), EVERYTHING, (("tensor", "stage", "fsdp"),)),
         ((None, "gates"), (8, 64), STAGES, ((), ("stage",))),
+        # Heads and feed-forward layers lie over tensor; six layers on four stages, or three heads, fall through.
+        (("layers", "embed", None, "heads", None), (4, 6, 3, 8, 2), FOUR_BY_TWO, (("stage",), (), (), ("tensor",), ())),
+        (("layers", "mlp", "embed"), (6, 64, 16), FOUR_BY_TWO, ((), ("tensor",), ("stage",))),
+        (("layers", "heads", None, "embed"), (4, 3, 2, 16), FOUR_BY_TWO, (("stage",), (), (), ("tensor",))),
+        (("layers", "embed", "mlp"), (4, 16, 64), EVERYTHING, (("stage",), ("fsdp",), ("tensor",))),
+        (("positions", "embed"), (32, 16), EVERYTHING, ((), ("tensor", "stage", "fsdp"))),
     ],
 )
 def test_rules_are_tried_from_the_top_and_an_axis_is_split_only_where_it_divides(names, shape, sizes, want):
@@ -95,6 +101,21 @@ def test_strategies_differ_in_what_they_split():
     assert split_axes(*table, RULES["data_parallel"].at_rest, EVERYTHING) == ((), ())
     assert split_axes(*table, RULES["fsdp"].at_rest, EVERYTHING) == (("fsdp",), ())
     assert split_axes(*table, RULES["exact"].at_rest, FOUR_BY_TWO) == (("stage",), ())
+
+
+def test_a_search_has_all_layers_heads_and_columns_and_its_part_of_the_vocabulary():
+    layout = layout_of(stage=4, tensor=2)
+    tree = {
+        "qkv": boxed(("layers", "embed", None, "heads", None), (4, 16, 3, 8, 2)),
+        "mlp": boxed(("layers", "embed", "mlp"), (4, 16, 64)),
+        "table": boxed(("vocab", "embed"), (50, 16)),
+    }
+    training, searching = plan_leaves(tree, layout), plan_leaves(tree, layout, layers_here=True)
+    assert training["qkv"].compute == (("stage",), (), (), ("tensor",), ())
+    assert training["mlp"].compute == (("stage",), (), ("tensor",))
+    assert searching["qkv"].compute == ((),) * 5 and searching["mlp"].compute == ((),) * 3
+    assert training["table"].compute == searching["table"].compute == (("stage", "tensor"), ())
+    assert searching["qkv"].at_rest == training["qkv"].at_rest
 
 
 def test_an_axis_name_without_a_meaning_is_refused():

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seq2seq_jax.parallel.collectives import name_axes, read_groups
+from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.parallel.program import Computation, Program, parse_program
 from seq2seq_jax.parallel.work import Work, count_flops, count_work
 
@@ -42,6 +43,31 @@ def test_products_in_loops_are_counted_at_every_trip() -> None:
     assert work.flops == 7 * 5 * 2 * 64**3
     assert work.trips == 7 + 7 * 5
     assert not work.unbounded
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_layers_with_attention_in_a_loop_count_all_their_products(remat: str) -> None:
+    """Forwards, twice as much backwards, and, where nothing is kept, what is made again."""
+    layers, batch, length, width, heads, inner = 5, 3, 16, 32, 4, 64
+    shapes = [(width, 3, heads, width // heads), (heads, width // heads, width), (width, inner), (inner, width)]
+    kernels = [jnp.ones((layers, *shape)) for shape in shapes]
+
+    def layer(own: list[jax.Array], n: int, x: jax.Array, extras: tuple[()], shared: tuple[()]) -> jax.Array:
+        q, k, v = jnp.moveaxis(jnp.einsum("btd,dcnh->btcnh", x, own[0]), 2, 0)
+        weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k))
+        x = x + jnp.einsum("btnh,nhd->btd", jnp.einsum("bnts,bsnh->btnh", weights, v), own[1])
+        return x + jnp.tanh(x @ own[2]) @ own[3]
+
+    def total(kernels: list[jax.Array], x: jax.Array) -> jax.Array:
+        run = Execution(scanned=True, remat=remat).layer_runner()
+        return jnp.sum(run(layer, kernels, x, (), (), layers=layers)[0] ** 2)
+
+    work = work_of(jax.grad(total, (0, 1)), kernels, jnp.ones((batch, length, width)))
+    products = batch * length * (4 * width**2 + 2 * width * inner + 2 * length * width)
+    # What comes out of the last product of a layer is not read backwards: it is not made again.
+    again = layers * (products - batch * length * width * inner) if remat == "full" else 0
+    assert work.flops == 2 * (3 * layers * products + again)
+    assert work.trips == 2 * layers and not work.unbounded
 
 
 def test_flops_agree_with_xla_where_there_is_no_loop() -> None:

@@ -158,6 +158,32 @@ def test_a_name_is_optax_s_with_our_numbers(name):
     assert_close(ours, follow(THEIRS[name], make_params(), gradients), rtol=1e-5)
 
 
+def test_muon_takes_the_heads_of_a_transformer_s_kernel_as_one_side_of_a_matrix():
+    generator = np.random.default_rng(1)
+    shapes = {
+        "self_qkv_kernel": (2, 6, 3, 2, 4),
+        "cross_query_kernel": (2, 6, 2, 4),
+        "self_out_kernel": (2, 2, 4, 6),
+        "mlp_in_kernel": (2, 6, 2, 8),
+    }
+    gradient = {name: jnp.asarray(generator.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    zeros = jax.tree.map(jnp.zeros_like, gradient)
+    (moved,) = follow(make_optimizer("muon", lambda n: 0.1), zeros, [gradient])
+    # Every matrix by itself, its rows the inputs.
+    parts = {
+        "self_qkv_kernel": lambda x: np.moveaxis(x, 2, 1).reshape(6, 6, 8),
+        "cross_query_kernel": lambda x: x.reshape(2, 6, 8),
+        "self_out_kernel": lambda x: x.reshape(2, 8, 6),
+        "mlp_in_kernel": lambda x: np.moveaxis(x, 2, 1).reshape(4, 6, 8),
+    }
+    for name, cut in parts.items():
+        for step, g in zip(cut(np.asarray(moved[name])), cut(np.asarray(gradient[name])), strict=True):
+            u, _, v = np.linalg.svd(g.astype(np.float64), full_matrices=False)
+            turned = u.T @ -step @ v.T / (0.1 * 0.2 * 8**0.5)  # the five iterations leave its values near 1
+            assert (np.abs(np.diag(turned) - 1) < 0.35).all(), name
+            assert np.linalg.norm(turned - np.diag(np.diag(turned))) < 1e-3, name
+
+
 def test_muon_makes_every_matrix_of_a_stack_orthogonal_and_leaves_the_rest_to_adam():
     generator = np.random.default_rng(0)
     shapes = {"stack": {"kernel": (3, 8, 16), "bias": (3, 16)}, "softmax": {"kernel": (9, 8)}, "in": {"table": (9, 8)}}
