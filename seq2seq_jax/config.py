@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.spec import change_names
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, MODEL_KEYS, RESUMABLE, SHARES
+from seq2seq_jax.search_checks import check_search
 
 
 def default_config(model: str = "gnmt") -> ConfigDict:
@@ -185,8 +186,9 @@ def check_config(config: ConfigDict) -> None:
                 f"config.sequence.proposals='nbest', but is {config.decode.groups} instead."
             )
     _check_batches(config)
-    _check_search(config.decode)
-    _check_numbers(config.decode)
+    _check_layers(config)
+    _check_positions(config)
+    check_search(config.decode)
     if not has_search(config.model):
         _check_masked(config)
     elif config.data.source == config.data.target and takes_source(config.model):
@@ -230,18 +232,50 @@ def _check_packing(config: ConfigDict) -> None:
         section, _, name = key.partition(".")
         if (value := config[section][name]) != least:
             raise UserError(f"config.{key} must be {least!r} with config.data.pack, but is {value!r} instead: {why}.")
-    longest, model = max(config.data.max_source_len, config.data.max_target_len), config.model
+    model = config.model
+    if "heads" not in model:
+        able = ", ".join(name for name, keys in MODEL_KEYS.items() if "heads" in keys)
+        raise UserError(
+            f"config.data.pack must be False with config.model.name={model.name!r}, but is True instead: the pairs of "
+            f"a row are kept apart by attention; models that can have it: {able}."
+        )
     if model.get("linformer"):
         raise UserError(
             f"config.model.linformer must be 0 with config.data.pack, but is {model.linformer} instead: it mixes all "
             "of a row."
         )
-    if model.name == "gpt" and model.source:  # one text after the other
-        longest = config.data.max_source_len + config.data.max_target_len
-    if model.get("positions") == "learned" and model.max_positions < longest:
+
+
+def _check_layers(config: ConfigDict) -> None:
+    """Refuses ways to run layers that the layers of the model do not have."""
+    name, keys = config.model.name, config.parallel
+    others: dict[str, tuple[str, ...]] = {
+        "layers": ("wavefront",),
+        "recurrence": ("kernel",),
+    }  # of a Transformer and its kin; and of the others
+    others = others if "heads" in config.model else {"layers": ("scanned",), "remat": ("dots", "full")}
+    for key, values in others.items():
+        if keys[key] in values:
+            default = default_config(name).parallel[key]
+            raise UserError(
+                f"config.parallel.{key} must be {default!r} with config.model.name={name!r}, but is {keys[key]!r} "
+                "instead: its layers know no such way."
+            )
+
+
+def _check_positions(config: ConfigDict) -> None:
+    """Refuses texts that are longer than what is learned for every place."""
+    model, data = config.model, config.data
+    sides = {"max_source_len": data.max_source_len} if takes_source(model) else {}
+    if has_search(model) and not model.get("linformer"):  # which is the encoder's alone
+        sides["max_target_len"] = data.max_target_len
+    longest = sum(sides.values()) if model.name == "gpt" else max(sides.values())  # GPT: one text after the other
+    learned = model.get("positions") == "learned" or model.get("linformer")
+    if learned and model.max_positions < longest:
+        named = " + ".join(sides) if model.name == "gpt" else ", ".join(sides)
         raise UserError(
-            f"config.model.max_positions must be at least {longest} with config.data.pack, but is "
-            f"{model.max_positions} instead: that long may a pair be (config.data.max_source_len, max_target_len)."
+            f"config.model.max_positions must be at least {longest}, so long as texts may be (config.data: {named}), "
+            f"but is {model.max_positions} instead; learn more places, or leave out long texts."
         )
 
 
@@ -251,6 +285,8 @@ def _check_masked(config: ConfigDict) -> None:
         "train.patience_metric": ("loss", "it translates nothing that has a BLEU"),
         "train.own_tokens": (0.0, "it has no decoder's inputs"),
         "sequence.objective": ("none", "it has no outputs to reward"),
+        "decode.ensemble": ("", "it searches for nothing"),
+        "decode.language_model": ("", "it searches for nothing"),
     }
     for key, (wanted, why) in others.items():
         section, _, name = key.partition(".")
@@ -265,55 +301,6 @@ def _check_masked(config: ConfigDict) -> None:
             f"config.masked.random must be at most 1 - config.masked.mask={keys.mask}, but is {keys.random} instead: "
             "both are shares of the same tokens."
         )
-
-
-def _check_search(keys: ConfigDict) -> None:
-    """Refuses keys of `config.decode` that contradict each other."""
-    ranks = keys.method == "minimum_bayes_risk"
-    beams = keys.method == "beam" or (ranks and keys.candidates_from == "beam")
-    size = "candidates" if ranks else "beam_size"
-    asked = f"config.decode.method={keys.method!r}" + (
-        f" and config.decode.candidates_from={keys.candidates_from!r}" if ranks else ""
-    )
-    if keys.groups > 1 and not beams:
-        raise UserError(
-            f"config.decode.groups must be 1 with {asked}, but is {keys.groups} instead: only a beam has groups."
-        )
-    if beams and keys[size] % keys.groups:
-        raise UserError(
-            f"config.decode.groups must divide config.decode.{size}={keys[size]} with {asked}, but is {keys.groups} "
-            "instead: all groups have the same number of beams."
-        )
-    if ranks and not beams and not keys.temperature:
-        raise UserError(
-            f"config.decode.temperature must be more than 0 with {asked}, but is {keys.temperature} instead: "
-            "all candidates would be the same."
-        )
-    if ranks and not beams and keys.top_k == 1:
-        raise UserError(
-            f"config.decode.top_k must be 0 or at least 2 with {asked}, but is 1 instead: all candidates would be the "
-            "same."
-        )
-    if keys.min_length_extra > keys.length_extra and keys.min_length_factor == keys.length_factor:
-        raise UserError(
-            f"config.decode.min_length_extra must be at most config.decode.length_extra={keys.length_extra}, but is "
-            f"{keys.min_length_extra} instead: the shortest output would be longer than the longest."
-        )
-    if keys.min_length_factor > keys.length_factor:
-        raise UserError(
-            f"config.decode.min_length_factor must be at most config.decode.length_factor={keys.length_factor}, but is "
-            f"{keys.min_length_factor} instead: the shortest output would be longer than the longest."
-        )
-
-
-def _check_numbers(keys: ConfigDict) -> None:
-    """Refuses numbers of a beam's ranking that are no penalties; -1 stands for the preset's."""
-    for name in ("coverage_penalty", "prune"):
-        if keys[name] < 0 and keys[name] != -1:
-            raise UserError(
-                f"config.decode.{name} must be at least 0, or -1 for that of config.decode.preset={keys.preset!r}, "
-                f"but is {keys[name]} instead."
-            )
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:

@@ -26,7 +26,7 @@ from seq2seq_jax.config import has_search
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.interfaces import Array, Batch, MaskedModel, Packs, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, MaskedModel, PyTree, Sums
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
@@ -319,12 +319,6 @@ def make_training(
     """
     module, model_config = make_model(config, source_vocab, target_vocab)
     model, keys = module(model_config), config.train
-    if config.data.pack and not isinstance(model, Packs):
-        able = ", ".join(name for name, (each, _) in MODELS.items() if hasattr(each, "packs"))
-        raise UserError(
-            f"config.data.pack must be False with config.model.name={config.model.name!r}: only models whose attention "
-            f"can keep the examples of a row apart ({able}) read packed rows."
-        )
     try:
         layout = make_layout(**config.parallel, rows_multiple=config.data.rows_multiple, devices=devices)
         schedule = make_schedule(

@@ -313,7 +313,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step": "auto",  # "shard_map" sends what it says, "jit" leaves that to the compiler; "auto": jit on one device
         # How a stack runs: "in_order", or "wavefront"; "auto": wavefront over stages, else in order. A Transformer's
         # over stages: always by microbatches; on one device: "in_order", or "scanned" (one loop, compiled once, in the
-        # same time for any depth); "auto": scanned from 13 layers on
+        # same time for any depth); "auto": scanned where a device has more than 12
         "layers": "auto",
         "chunks": 0,  # over stages, pieces that sequences (a Transformer's rows) are cut into; 0: four for every stage
         "recurrence": "loop",  # of recurrent layers over time; "kernel": a Pallas kernel where there is one (opt-in)

@@ -90,6 +90,7 @@ def plan_runs(out: Path, seed: int, *, bert_steps: int, steps: int, more: list[s
         "--config.train.save_every=400",
         "--config.train.keep_last=2",
         "--config.evaluate.samples=0",
+        "--config.evaluate.dev_sentences=300",
     ]
     return {
         "bert": [*text, *common],

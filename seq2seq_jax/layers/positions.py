@@ -85,7 +85,7 @@ def make_buckets(distances: Int[Array, "*B"], *, buckets: int, max_distance: int
         buckets: of both directions together.
         max_distance: from here on all distances share a bucket.
         both_ways: tell keys after the query apart from those before (the second half of the buckets); False, for a
-            decoder: keys after the query, which it never sees, count as the query itself.
+            decoder: keys after the query, which it sees at most in a given prefix, count as the query itself.
 
     Returns:
         `[...]` int32, in [0, buckets).

@@ -81,9 +81,8 @@ class Positions(nn.Module):
         """
         if self.kind not in ("sinusoidal", "learned"):
             return x
-        if x.ndim == 3:
-            self.check(x.shape[1])
         if positions is None:
+            self.check(x.shape[-2])
             positions = jnp.arange(x.shape[-2], dtype=jnp.int32)[None]
         added = sinusoids(positions, self.features) if self.kind == "sinusoidal" else self.table[positions]
         return (x.astype(jnp.float32) + added).astype(x.dtype)

@@ -36,10 +36,9 @@ from seq2seq_jax.layers.joined import join_packed, join_rows, move
 from seq2seq_jax.layers.projections import Embedding, Softmax
 from seq2seq_jax.layers.transformer import Norm, Positions, TransformerStack
 from seq2seq_jax.layers.transformer_layer import Cached
-from seq2seq_jax.models.transformer_kind import check_choices, check_layers, make_kind
+from seq2seq_jax.models.transformer_kind import check_choices, check_layers, check_shared, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
 
-SHARED = ("none", "target", "all")
 PREFIXES = ("causal", "full")
 
 
@@ -85,13 +84,10 @@ class GPTConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_choices(self, {"share_embeddings": SHARED, "prefix": PREFIXES})
+        check_choices(self, {"prefix": PREFIXES})
         check_layers(self, counts=("layers",))
-        if self.source and self.share_embeddings == "all" and self.source_vocab != self.target_vocab:
-            raise ValueError(
-                f"`share_embeddings` 'all' must have one vocabulary for both sides, but the sizes are "
-                f"{self.source_vocab} and {self.target_vocab} instead; use a joint vocabulary or 'target'."
-            )
+        sizes = (self.source_vocab if self.source else self.target_vocab, self.target_vocab)
+        check_shared(self.share_embeddings, *sizes)
 
 
 @struct.dataclass
@@ -173,7 +169,8 @@ class GPT(nn.Module):
             segments = None if packing is None else packing.target_segments
         else:
             joining = join_rows(memory.mask, x.shape[1]) if packing is None else join_packed(packing)
-            self.positions.check(memory.mask.shape[1] + (x.shape[1] if packing is None else 0))
+            if packing is None:  # positions of packed rows begin anew with every pair
+                self.positions.check(memory.mask.shape[1] + x.shape[1])
             x = self.positions(x, joining.target_positions)
             x = move(jnp.concatenate([memory.projected.embedded, x], axis=1), joining.order, joining.places)
             segments = joining.segments

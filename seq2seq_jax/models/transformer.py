@@ -33,10 +33,8 @@ from seq2seq_jax.layers.dropout import Dropout, make_places
 from seq2seq_jax.layers.projections import Embedding, Softmax
 from seq2seq_jax.layers.transformer import Norm, Positions, TransformerStack
 from seq2seq_jax.layers.transformer_layer import Cached
-from seq2seq_jax.models.transformer_kind import check_choices, check_layers, check_linformer, make_kind
+from seq2seq_jax.models.transformer_kind import check_layers, check_linformer, check_shared, make_kind
 from seq2seq_jax.parallel.layout import ONE_PROGRAM, Execution
-
-SHARED = ("none", "target", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +83,9 @@ class TransformerConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_choices(self, {"share_embeddings": SHARED})
         check_layers(self, counts=("encoder_layers", "decoder_layers"))
         check_linformer(self)
-        if self.share_embeddings == "all" and self.source_vocab != self.target_vocab:
-            raise ValueError(
-                f"`share_embeddings` 'all' must have one vocabulary for both sides, but the sizes are "
-                f"{self.source_vocab} and {self.target_vocab} instead; use a joint vocabulary or 'target'."
-            )
+        check_shared(self.share_embeddings, self.source_vocab, self.target_vocab)
 
 
 @struct.dataclass

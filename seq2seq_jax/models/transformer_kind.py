@@ -12,6 +12,8 @@ from seq2seq_jax.layers.linformer import SHARES
 from seq2seq_jax.layers.transformer_layer import NORMS, POSITIONS, TransformerLayer
 from seq2seq_jax.parallel.layout import Execution
 
+SHARED = ("none", "target", "all")
+
 
 @runtime_checkable
 class LayersConfig(Protocol):
@@ -54,6 +56,8 @@ class LinformerConfig(Protocol):
     def linformer_share(self) -> str: ...
     @property
     def positions(self) -> str: ...
+    @property
+    def max_positions(self) -> int: ...
 
 
 def check_choices(config: object, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -61,6 +65,17 @@ def check_choices(config: object, choices: Mapping[str, tuple[str, ...]]) -> Non
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise ValueError(f"`{name}` must be one of {known}, but is {getattr(config, name)!r} instead.")
+
+
+def check_shared(shared: str, source_vocab: int, target_vocab: int) -> None:
+    """Raises ValueError where embeddings cannot be shared as `share_embeddings` says."""
+    if shared not in SHARED:
+        raise ValueError(f"`share_embeddings` must be one of {SHARED}, but is {shared!r} instead.")
+    if shared == "all" and source_vocab != target_vocab:
+        raise ValueError(
+            f"`share_embeddings` 'all' must have one vocabulary for both sides, but the sizes are {source_vocab} and "
+            f"{target_vocab} instead; use a joint vocabulary or 'target'."
+        )
 
 
 def check_layers(config: LayersConfig, *, counts: tuple[str, ...]) -> None:
@@ -91,6 +106,11 @@ def check_linformer(config: LinformerConfig) -> None:
     check_choices(config, {"linformer_share": SHARES})
     if config.linformer < 0:
         raise ValueError(f"`linformer` must be at least 0, but is {config.linformer} instead.")
+    if config.linformer > config.max_positions:
+        raise ValueError(
+            f"`linformer` must be at most `max_positions`={config.max_positions}, the places that are mixed, but is "
+            f"{config.linformer} instead."
+        )
     if config.linformer and config.positions in ("relative", "rotary"):
         raise ValueError(
             "`positions` must be 'sinusoidal' or 'learned' with `linformer`, whose mixtures of keys have no place, "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config, flatten, load_config
+from seq2seq_jax.config import default_config, flatten, load_config, require_search
 from seq2seq_jax.corpora import find_prepared, open_splits
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.vocab import Vocabs
@@ -140,6 +140,7 @@ def list_evaluated(root: Path) -> list[Evaluated]:
     """
     folder = Folder(root)
     config = load_config(folder.config)
+    require_search(config, f"--mode=compare: {root}")
     places = [place for place in (folder, Folder(folder.evaluation)) if place.results.is_file()]
     places = [place for place in places if (place.outputs / "test.hypotheses.txt").is_file()]
     if not places:

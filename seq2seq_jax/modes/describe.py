@@ -14,7 +14,7 @@ from seq2seq_jax.arithmetic import count_token
 from seq2seq_jax.config import vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.experiment import Training, count_bytes, count_parameters, make_training
-from seq2seq_jax.modes.largest_batch import most_slots
+from seq2seq_jax.modes.largest_batch import longest_shape, most_slots
 from seq2seq_jax.parallel.shard import plan_leaves
 
 
@@ -38,7 +38,7 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
     average = {"average": count_bytes(state.ema)} if keys.ema_decay else {}
     if average:
         here["average"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().ema)))
-    slots = most_slots(config) * keys.accumulate
+    slots, longest = most_slots(config) * keys.accumulate, longest_shape(config)
     return {
         "model": config.model.name,
         "parameters": count_parameters(state.params),
@@ -68,8 +68,8 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         "slots_in_all": slots * keys.steps,
         "checkpoints_every": keys.save_every,
         "evaluations_every": keys.evaluate_every,
-        "compilations": {"train_step_at_most": data.max_shapes, "longest_source": data.max_source_len,
-                         "longest_target": data.max_target_len},
+        "compilations": {"train_step_at_most": 1 if data.pack else data.max_shapes, "longest_source": longest[1],
+                         "longest_target": longest[2]},
         "devices": {"count": training.mesh.size, "kind": training.mesh.devices.flat[0].device_kind},
     }  # fmt: skip
 
@@ -131,11 +131,17 @@ def render(report: dict[str, Any]) -> str:
         f"training: {steps} of at most {report['slots_per_step']:,} token slots, "
         f"{report['slots_in_all']:,} in all; a checkpoint every {report['checkpoints_every']:,} steps, "
         f"dev scores every {report['evaluations_every']:,}",
-        f"compiled when first met: the train step for at most {report['compilations']['train_step_at_most']} shapes, "
-        f"up to {report['compilations']['longest_source']} + {report['compilations']['longest_target']} tokens a row",
+        _render_compilations(report["compilations"]),
         f"devices: {report['devices']['count']} x {report['devices']['kind']}",
     ]
     return "\n".join(lines)
+
+
+def _render_compilations(counts: dict[str, int]) -> str:
+    lengths = f"{counts['longest_source']} + {counts['longest_target']} tokens a row"
+    if counts["train_step_at_most"] == 1:
+        return f"compiled when first met: the train step for one shape, of about {lengths}"
+    return f"compiled when first met: the train step for at most {counts['train_step_at_most']} shapes, up to {lengths}"
 
 
 def render_flops(flops: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
+from seq2seq_jax.config import has_search
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.parallel.layout import fill_sizes
 
@@ -34,11 +35,16 @@ def longest_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def most_slots(config: ConfigDict) -> int:
-    """Slots of source and target that a batch has at most."""
-    if not config.data.sentences_per_batch:
-        return config.data.tokens_per_batch
-    rows, source_len, target_len = longest_shape(config)
-    return rows * (source_len + target_len)
+    """Slots that a batch has at most, of source and target; of the source alone where the model reads nothing else."""
+    data, reads_target = config.data, has_search(config.model)
+    if not data.sentences_per_batch and (reads_target or not data.pack):
+        return data.tokens_per_batch
+    return count_slots(config, *longest_shape(config))
+
+
+def count_slots(config: ConfigDict, rows: int, source_len: int, target_len: int) -> int:
+    """Slots of a batch of this shape that the model reads."""
+    return rows * (source_len + (target_len if has_search(config.model) else 0))
 
 
 def spread_batch(config: ConfigDict, devices: int) -> tuple[ConfigDict, str]:

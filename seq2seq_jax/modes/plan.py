@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.config import has_search, vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.experiment import Training, count_parameters, make_training
-from seq2seq_jax.modes.largest_batch import longest_shape, spread_batch, suggest_smaller
+from seq2seq_jax.modes.largest_batch import count_slots, longest_shape, spread_batch, suggest_smaller
 from seq2seq_jax.modes.scoring import describe_search, say
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
@@ -59,6 +59,7 @@ def plan(
     mesh, layout = training.mesh, training.layout
     hardware = find_hardware(devices[0]) or calibrate(devices[0], devices=len(devices))
     rows, source_len, target_len = longest_shape(config)
+    slots = count_slots(config, rows, source_len, target_len)
     report: dict[str, Any] = {
         "topology": topology or "the devices at hand",
         "compiler_effort": effort,
@@ -69,8 +70,7 @@ def plan(
         "model": config.model.name,
         "parameters": count_parameters(training.abstract_state().params),
         "batch": {"rows": rows, "source_len": source_len, "target_len": target_len,
-                  "slots": rows * (source_len + target_len), "slots_per_device": rows * (source_len + target_len)
-                  / mesh.size, "note": note},
+                  "slots": slots, "slots_per_device": slots / mesh.size, "note": note},
     }  # fmt: skip
     report |= {"train": {}, "decode": {}, "cure": ""}
     if "train" in programs:
@@ -109,7 +109,7 @@ def _plan_train(training: Training, hardware: Hardware, shape: tuple[int, int, i
     if objective != "none":
         report["left_out"] = f"the program that proposes candidates (config.sequence.objective={objective})"
     if "seconds" in report:
-        step, slots = report["seconds"]["step"], batches * rows * (source_len + target_len)
+        step, slots = report["seconds"]["step"], batches * count_slots(training.config, *shape)
         useful = batches * training.step_flops({"source_tokens": rows * source_len, "target_tokens": rows * target_len})
         report["tokens_per_second"] = slots / step
         report["tokens_per_device_hour"] = slots / step * 3600 / training.mesh.size

@@ -28,7 +28,7 @@ from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
 from seq2seq_jax.evaluate.tuning import RESTARTS, Lists, cross_validate, find_oracle, fit_totals, tune
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.lines import open_output
-from seq2seq_jax.modes.rescore_request import AVERAGE, Request
+from seq2seq_jax.modes.rescore_request import AVERAGE, Request, find_languages
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.weights import match_weights, name_feature, name_models, read_weights
 from seq2seq_jax.tasks.score import Scorer
@@ -59,7 +59,7 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
     items, sources, references = _read_texts(request)
     averages = request.weights == AVERAGE
     given = None if request.weights is None or averages else read_weights(Path(request.weights))
-    metric = make_metric(request.metric, target=_find_target(config, request.models))  # refuses before the work
+    metric = make_metric(request.metric, target=_find_target(config, request))  # refuses before the work
     items, total = name_total(items) if averages else (items, None)
     own = list_columns(items)
     models: dict[str, dict[str, Any]] = {}
@@ -104,11 +104,13 @@ def _read_texts(request: Request) -> tuple[list[Hypothesis], list[str], list[str
     return [items[place] for places in groups.values() for place in places], sides[0] or [], sides[1]
 
 
-def _find_target(config: ConfigDict | None, models: Sequence[Path]) -> str:
+def _find_target(config: ConfigDict | None, request: Request) -> str:
     """The target language, by which BLEU splits words; "" where nobody says."""
-    if config is None:
-        return load_config(models[0] / "config.json").data.target if models else ""
-    return str(config.data.target)
+    if config is not None:
+        return str(config.data.target)
+    if request.models:
+        return find_languages(request.models[0])[1]
+    return find_languages(request.channel[0])[0] if request.channel else ""
 
 
 def name_total(items: Sequence[Hypothesis]) -> tuple[list[Hypothesis], str]:

@@ -68,6 +68,7 @@ class Request:
                 "average; leave out --weights=average, or --channel."
             )
         spoken = {find_languages(model): model for model in self.models if reads_source(model)}
+        written = {find_languages(model)[1]: model for model in self.models}
         for model in self.channel:
             if not reads_source(model):
                 raise UserError(f"--channel: {model} is a language model, which reads no source; name it by --models.")
@@ -75,6 +76,12 @@ class Request:
                 raise UserError(
                     f"--channel: {model} must translate {languages[1]} to {languages[0]}, but is of "
                     f"{languages[0]} to {languages[1]} as {spoken[languages]} of --models is."
+                )
+            if written and languages[0] not in written:
+                target, other = next(iter(written.items()))
+                raise UserError(
+                    f"--channel: {model} must read {target}, which {other} of --models writes, but reads "
+                    f"{languages[0]} instead; name a model of the other direction."
                 )
 
 

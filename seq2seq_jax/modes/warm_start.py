@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import load_config, takes_source
+from seq2seq_jax.config import has_search, load_config, takes_source
 from seq2seq_jax.data.vocab import Vocab
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
@@ -132,7 +132,8 @@ def _take_rows(fresh: Array, given: Array, places: np.ndarray, axis: int) -> Arr
 
 def _side(experiment: Experiment, name: str) -> Vocab:
     """The vocabulary that a table is over."""
-    return experiment.vocabs.source if name.startswith("source") else experiment.vocabs.target
+    reads = name.startswith("source") or not has_search(experiment.config.model)  # without a decoder: all of it
+    return experiment.vocabs.source if reads else experiment.vocabs.target
 
 
 def _serves_both(model: ConfigDict) -> bool:

@@ -66,7 +66,7 @@ def run_layers(
         extras, shared: leaves `[B, ...]` that every layer reads, of x's rows; see `Layer`.
         layers: L.
         gather: see `Gather`.
-        scanned: whether the layers are one loop, compiled once; None: from `UNROLLED` on.
+        scanned: whether the layers are one loop, compiled once; None: where they are more than `UNROLLED`.
         remat: one of `REMAT`.
 
     Returns:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from seq2seq_jax.interfaces import Array, Batch, PyTree, Sums
 from seq2seq_jax.parallel.draws import keyed_uniform
 from seq2seq_jax.parallel.softmax import cross_entropy
@@ -22,7 +22,7 @@ from seq2seq_jax.tasks.loss import Loss, count_examples, make_runner
 MASK_ID = BOS_ID
 """The token that hides another: bos, which no source has, so that a vocabulary needs no further one."""
 
-FIRST_ORDINARY_ID = max(PAD_ID, BOS_ID, EOS_ID) + 1
+FIRST_ORDINARY_ID = max(PAD_ID, UNK_ID, BOS_ID, EOS_ID) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MaskRule:
     """What becomes of a text.
 
     Attributes:
-        share: of a row's tokens that are hidden, rounded, at least one; never bos, eos and padding.
+        share: of a row's tokens that are hidden, rounded, at least one; never padding, unk, bos and eos.
         mask: of these, share that become `MASK_ID`.
         random: share that become any ordinary token. The rest stay as they are; all of them have to be filled.
     """
@@ -65,7 +65,7 @@ def hide_tokens(tokens: Array, mask: Array, key: Array, rows: Array, *, rule: Ma
         vocab_size: V.
     """
     columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    ordinary = mask & (tokens != BOS_ID) & (tokens != EOS_ID) & (tokens != PAD_ID)
+    ordinary = mask & (tokens >= FIRST_ORDINARY_ID)
     order, kind, other = (jax.random.fold_in(key, n) for n in range(3))
     drawn = jnp.where(ordinary, keyed_uniform(order, rows[:, None], columns[None]), 2.0)
     places = jax.lax.top_k(-drawn, min(rule.most(tokens.shape[1]), tokens.shape[1]))[1].astype(jnp.int32)

@@ -184,6 +184,44 @@ def test_what_a_masked_language_model_cannot_have_is_refused(changes, told):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("transformer", {"model.positions": "learned", "model.max_positions": 79}, r"at least 80, .*max_source_len"),
+        ("transformer", {"model.linformer": 8, "model.max_positions": 79}, r"at least 80, .*: max_source_len\)"),
+        ("gpt", {"model.max_positions": 159}, r"at least 160, .*: max_source_len \+ max_target_len\)"),
+        ("gpt", {"model.source": False, "model.max_positions": 79}, r"at least 80, .*: max_target_len\)"),
+        ("bert", {"data.max_target_len": 1000, "model.max_positions": 79}, r"at least 80, .*: max_source_len\)"),
+    ],
+)
+def test_texts_have_a_place_in_what_is_learned_for_each(name, changes, told):
+    config = default_config(name)
+    config.data.update(max_source_len=80, max_target_len=80)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=rf"config\.model\.max_positions must be {told}.*, but is \d+ instead"):
+        check_config(config)
+    config.model.max_positions += 1
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("gnmt", "layers", "scanned"),
+        ("lstm", "remat", "dots"),
+        ("transformer", "layers", "wavefront"),
+        ("bert", "recurrence", "kernel"),
+    ],
+)
+def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, value):
+    config = default_config(name)
+    config.parallel[key] = value
+    with pytest.raises(
+        UserError, match=rf"config\.parallel\.{key} must be .* with config\.model\.name='{name}', but is"
+    ):
+        check_config(config)
+
+
 def test_saved_config_reads_back_equal(tmp_path):
     config = load("gnmt").get_config("multi30k")
     write_json(tmp_path / "config.json", config.to_dict())

@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
     "arithmetic": {"config", "train.freezing"},
-    "config": {"keys", "data.spec"},
+    "config": {"keys", "data.spec", "search_checks"},
+    "search_checks": set(),
     "keys": set(),
     "configs": {"config"},
     "tasks": {"data", "decode", "evaluate", "parallel"},
@@ -57,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}
-CONFIG_READERS |= {"arithmetic"}
+CONFIG_READERS |= {"arithmetic", "search_checks"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
 

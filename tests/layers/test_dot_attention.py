@@ -237,7 +237,7 @@ def test_cudnn_is_told_padding_as_lengths(causal, masked, monkeypatch):
         assert not masked or not np.any(got[1])
 
 
-@pytest.mark.parametrize("reason", ["dtype", "width", "bias", "segments"])
+@pytest.mark.parametrize("reason", ["dtype", "width", "bias", "segments", "prefix"])
 def test_what_cudnn_cannot_goes_by_two_products(reason, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", None)
     width = 12 if reason == "width" else H
@@ -245,8 +245,7 @@ def test_what_cudnn_cannot_goes_by_two_products(reason, monkeypatch):
     q, k, v = (x.astype(dtype) for x in draw((B, T, N, width), (B, S, N, width), (B, S, N, width)))
     bias = jnp.zeros((1, 1, T, S)) if reason == "bias" else None
     segments = tuple(map(jnp.asarray, SEGMENTS)) if reason == "segments" else None
-    runs = [
-        attend_heads(q, k, v, mask=None, causal=False, bias=bias, segments=segments, platform=platform)
-        for platform in ("gpu", "cpu")
-    ]
+    more = {"causal": True, "prefix": jnp.arange(S)[None] < jnp.full((B, 1), 2)} if reason == "prefix" else {}
+    given = {"mask": None, "causal": False, "bias": bias, "segments": segments} | more
+    runs = [attend_heads(q, k, v, **given, platform=platform) for platform in ("gpu", "cpu")]
     np.testing.assert_array_equal(*(np.asarray(run, np.float32) for run in runs))

@@ -86,6 +86,10 @@ def test_it_is_described_and_averaged_and_has_vectors(run, tmp_path, capsys):
     assert call(f"--workdir={run}", "--mode=describe", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "bert" and {"encoder_stack", "head"} <= set(report["parameters_by_module"])
+    lengths = report["compilations"]
+    rows = 256 // (12 + 12)
+    assert lengths["train_step_at_most"] == 1 and lengths["longest_source"] + lengths["longest_target"] == 256 // rows
+    assert report["slots_per_step"] == rows * lengths["longest_source"]  # of the source alone
     assert call(f"--workdir={run}", "--mode=average", "--last=2", f"--output={tmp_path / 'mean'}") == 0
     assert call(f"--workdir={tmp_path / 'mean'}", "--mode=evaluate") == 0
     (tmp_path / "in.txt").write_text("one red cat\nthe dog\n")
@@ -104,6 +108,7 @@ def test_it_is_described_and_averaged_and_has_vectors(run, tmp_path, capsys):
         ("--mode=export", "--output=nowhere"),
         ("--mode=rescore", "--models=RUN", "--input=nowhere"),
         ("--mode=rescore", "--input=nowhere"),
+        ("--mode=compare",),
         ("--members=2",),
     ],
     ids=str,

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from seq2seq_jax.config import default_config
+from seq2seq_jax.config import default_config, load_config
 from seq2seq_jax.data.nbest import Hypothesis, list_columns, make_matrix, read_nbest
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import make_metric
@@ -151,6 +151,13 @@ def test_a_channel_is_of_the_other_direction(files, backwards, tiny_run, tmp_pat
     ):
         assert call(*given, *more) == 2
         assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    ours, others = default_config("language_model").data.target, load_config(backwards / "config.json").data.target
+    language = json.loads((tmp_path / "lm" / "config.json").read_text())
+    language["data"]["target"] = others
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(language))
+    assert call(*given[:3], f"--models={tmp_path / 'lm'}", given[-1], f"--channel={backwards}") == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"must read {others}, which {tmp_path / 'lm'} of --models writes, but reads {ours} instead" in told
     assert not (tmp_path / "new").exists()
 
 

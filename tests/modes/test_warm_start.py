@@ -120,13 +120,13 @@ SIZES = {"features": 8, "heads": 2, "feed_forward": 12}
 ENCODER = {"layers": 2, "positions": "sinusoidal", "activation": "relu", "embedding_norm": False}
 
 
-def make_other(name, lines=OLD, **model):
-    """An experiment with another model."""
+def make_other(name, lines=OLD, target=(), **model):
+    """An experiment with another model; `target` is text for a vocabulary of its own."""
     config = default_config(name)
     config.model.update(SIZES | model)
     config.vocab.kind = "word"
     config.parallel.data = 1
-    return build(config, train_vocabs(lines, lines, kind="word", size=50))
+    return build(config, train_vocabs(lines, target or lines, kind="word", size=50, joint=not target))
 
 
 @pytest.mark.parametrize(("share", "norm"), [("all", "post"), ("target", "pre")])
@@ -165,6 +165,18 @@ def test_bert_starts_from_a_transformer_by_its_one_table(tmp_path):
     known = places >= 0
     assert 4 < known.sum() < len(places)
     np.testing.assert_array_equal(after["source_embedding.table"][known], old["target_embedding.table"][places[known]])
+
+
+def test_all_of_a_masked_model_is_over_its_source_s_vocabulary(tmp_path):
+    given = make_other("bert", NEW, target=["x y z w v u t s r q p o n"], **ENCODER)
+    old = leaves(save_run(tmp_path / "old", given).params)
+    new = make_other("bert", **ENCODER)
+    state, taken = warm_start(new, new.training.init(), tmp_path / "old")
+    after, places = leaves(state.params), match_pieces(given.vocabs.source, new.vocabs.source)
+    assert set(taken.rows) == {"source_embedding.table", "head_softmax.bias"}
+    known = places >= 0
+    for name in taken.rows:
+        np.testing.assert_array_equal(after[name][known], old[name][places[known]])
 
 
 def test_a_table_of_one_side_does_not_serve_the_other(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID
+from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from seq2seq_jax.interfaces import Batch
 from seq2seq_jax.models.bert import BERT, BERTConfig
 from seq2seq_jax.tasks.masked import MASK_ID, MaskRule, hide_tokens, make_masked_loss
@@ -21,11 +21,12 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that 
 
 @functools.cache
 def make_text() -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all lengths from 0 on, eos last."""
+    """Rows of all lengths from 0 on, eos last, some tokens unknown."""
     rng = np.random.default_rng(0)
     lengths = np.arange(ROWS) % (LENGTH + 1)
     mask = np.arange(LENGTH) < lengths[:, None]
     tokens = rng.integers(4, VOCAB, (ROWS, LENGTH)).astype(np.int32)
+    tokens[rng.random(tokens.shape) < 0.1] = UNK_ID
     tokens[np.arange(LENGTH) == lengths[:, None] - 1] = EOS_ID
     return np.where(mask, tokens, PAD_ID), mask
 
@@ -42,7 +43,7 @@ def hidden(seed: int = 0):
 
 def test_as_many_of_every_row_as_the_rule_says():
     (tokens, mask), found = make_text(), hidden()
-    ordinary = mask & (tokens != EOS_ID)
+    ordinary = mask & (tokens >= 4)
     wanted = [min(n, max(1, int(0.15 * n + 0.5))) for n in ordinary.sum(axis=1)]
     np.testing.assert_array_equal(found.weights.sum(axis=1), wanted)
     assert found.places.shape[1] == 4 == max(wanted) == MaskRule().most(LENGTH)
