@@ -289,7 +289,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "utility": "chrf",  # or "bleu": what the chosen output has most of, on average over the candidates
         "ensemble": "",  # more runs (folders, separated by commas) of the same vocabulary that search together
         "ensemble_average": "log",  # of log-probabilities; or "arithmetic", of probabilities
-        "language_model": "",  # a run of configs/language_model.py of the same vocabulary (shallow fusion)
+        "language_model": "",  # shallow fusion: a run of configs/language_model.py or gpt.py:language_model
         "language_model_weight": 0.2,
         "prefix": "",  # text that every output begins with
         "must": "",  # words or phrases that every output has, separated by |

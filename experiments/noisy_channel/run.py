@@ -50,24 +50,34 @@ def spell(keys: dict[str, object]) -> list[str]:
     return [f"--config.{key}={value}" for key, value in keys.items()]
 
 
-def train(given: argparse.Namespace) -> None:
-    """Trains what is not trained yet."""
+def plan_runs(given: argparse.Namespace) -> dict[str, list[str]]:
+    """Name of every run → its arguments."""
     texts = [f"--config.data.{name}={getattr(given, name).absolute()}" for name in ("train", "dev", "test")]
     translation = ["--config=configs/transformer.py:multi30k_cpu", *texts]
     vocab = f"--config.vocab.file={given.out / 'direct' / 'vocab' / 'vocab.json'}"
-    stages = {
+    return {
         "direct": translation,
         "channel": [*translation, "--config.data.source=de", "--config.data.target=en"],
         "language": ["--config=configs/gpt.py:language_model", *texts, *spell(LANGUAGE), vocab],
     }
-    for name, arguments in stages.items():
+
+
+def train(given: argparse.Namespace) -> None:
+    """Trains what is not trained yet."""
+    for name, arguments in plan_runs(given).items():
         if not (given.out / name / "results.json").exists():
             print(f"== {name}", flush=True)
             call(*arguments, f"--workdir={given.out / name}")
-        test = json.loads((given.out / name / "results.json").read_text())["test"]
-        print(
-            f"{name:10s} step {test['step']}  perplexity {test['perplexity']:.3f}  BLEU {test['bleu']:.2f}", flush=True
-        )
+        print(f"{name:10s} {tell(given.out / name)}", flush=True)
+
+
+def tell(run: Path) -> str:
+    """What a training came to: the step that is used, dev perplexity there, and BLEU of test."""
+    test = json.loads((run / "results.json").read_text(encoding="utf-8"))["test"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    dev = {line["step"]: line["dev_perplexity"] for line in lines if "dev_perplexity" in line}
+    bleu = f"  BLEU {test['bleu']:.2f}" if "bleu" in test else ""
+    return f"step {test['step']}  dev perplexity {dev.get(test['step'], float('nan')):.3f}{bleu}"
 
 
 def score(texts: Path, references: Path) -> float:

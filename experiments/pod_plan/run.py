@@ -1,7 +1,7 @@
 """What GNMT and the Transformer need on TPU slices that are not there, and how far such plans can be trusted.
 
     python experiments/pod_plan/run.py             the table: compiles every row that the file of results lacks
-    python experiments/pod_plan/run.py --only v5p  rows whose topology or mesh contains this
+    python experiments/pod_plan/run.py --only v5p  rows whose model, topology or mesh contains this
     python experiments/pod_plan/run.py --table     prints the table of what there is
     python experiments/pod_plan/run.py --check     the devices at hand: a plan beside real steps
 

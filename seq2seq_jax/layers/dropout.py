@@ -49,8 +49,9 @@ def dropout_mask(
 def drop(rate: float, x: Array, key: Array, places: Int[Array, "T B 2"], draw: Array | int = 0) -> Array:
     """`x` `[T, B, D]` times its factors, which the backward pass draws again; see `dropout_mask`."""
     with jax.named_scope("dropout"):  # a profile knows it by this
-        factors = dropout_mask(key, rate, places, x.shape[-1], jnp.float32, draw=draw)  # in bfloat16 1 / 0.9 is 1.109
-        return (x.astype(jnp.float32) * factors).astype(x.dtype)
+        wide = jnp.dtype(jnp.float32)  # 1 / 0.9 is 1.109 in bfloat16
+        factors = dropout_mask(key, rate, places, x.shape[-1], wide, draw=draw)
+        return (x.astype(wide) * factors).astype(x.dtype)
 
 
 def _drop_forward(rate: float, x: Array, key: Array, places: Array, draw: Array | int) -> tuple[Array, tuple[Any, ...]]:

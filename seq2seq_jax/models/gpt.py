@@ -18,7 +18,8 @@ With `source=False` it is a language model: it keeps the `Seq2Seq` protocol and 
 
 Differs from the papers: the loss is that of the target alone (Wang et al. also predict the source), every sentence
 stands alone, the softmax has a bias, and there is no dropout on attention weights. No attention is returned, so that a
-search has no coverage penalty.
+search has no coverage penalty. With `positions="relative"` a token of a full prefix cannot tell how far after it
+another one stands: the table has distances to the left.
 """
 
 from __future__ import annotations

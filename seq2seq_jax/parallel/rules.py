@@ -9,7 +9,7 @@ are gathered when the step begins.
 | strategy        | at rest on a device              | sent in a step                                              |
 |-----------------|----------------------------------|-------------------------------------------------------------|
 | `data_parallel` | everything                       | gradients, once (all-reduce)                                |
-| `fsdp`          | 1/fsdp of everything             | parameters gathered once, gradients scattered once          |
+| `fsdp`          | 1/fsdp of all but "positions"    | parameters gathered once, gradients scattered once          |
 | `balanced`      | its layers, heads and rows of    | activations from stage to stage; hidden states to the       |
 |                 | feed-forward layers, its share   | vocabulary's shards and their gradients back; rows of a     |
 |                 | of all tables over every device  | Transformer's layers to the devices that share its heads    |

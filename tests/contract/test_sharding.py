@@ -62,6 +62,18 @@ MODELS = {
         "cell": "lstm",
     },
     "transformer": {"name": "transformer", "encoder_layers": 3, "decoder_layers": 2, "heads": 4, "feed_forward": 10},
+    "transformer of long texts": {
+        "name": "transformer",
+        "encoder_layers": 4,
+        "decoder_layers": 1,
+        "heads": 2,
+        "feed_forward": 10,
+        "norm": "pre",
+        "positions": "learned",
+        "max_positions": 16,
+        "linformer": 3,
+        "linformer_share": "layers",
+    },
     "transformer of other parts": {
         "name": "transformer",
         "encoder_layers": 2,
@@ -188,6 +200,8 @@ def take_steps(model: str, mesh: str):
         ("transformer", "tensor"),
         ("transformer", "stage"),
         ("transformer", "4x2"),
+        ("transformer", "exact"),
+        ("transformer of long texts", "4x2"),
         ("transformer of other parts", "three axes"),
     ],
 )
