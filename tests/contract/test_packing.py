@@ -134,7 +134,7 @@ def test_the_abstract_batch_is_that_of_packed_rows():
         ({"data.curriculum_epochs": 1}, r"data\.curriculum_epochs must be 0"),
         ({"data.subword_sampling": 0.1}, r"data\.subword_sampling must be 0\.0"),
         ({"sequence.objective": "minimum_risk"}, r"sequence\.objective must be 'none'"),
-        ({"model.max_positions": 17}, r"model\.max_positions must be at least 18 .* is 17"),
+        ({"model.max_positions": 17}, r"model\.max_positions must be at least 18, .* is 17"),
     ],
 )
 def test_what_packed_rows_cannot_have_is_refused(keys, said):
