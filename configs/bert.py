@@ -6,13 +6,13 @@
     python -m seq2seq_jax.main --config=configs/transformer.py:multi30k --init_from=BERT --config.data.train=...
 
 It reads the source side of a corpus, and nothing of its target (but pairs whose target is blank or longer than
-`data.max_target_len` are left out). On text of one language, one file for both sides:
-`data.source` and `data.target` equal. What it has learned is in its encoder: --init_from gives it to a Transformer of
-the same sizes (`features`, `heads`, `feed_forward`, as many layers as `encoder_layers`, `norm`, `positions`,
-`activation`), with its vocabulary and vectors; the decoder starts fresh. A vocabulary of one language is none for a
-translation: with --config.vocab.from_init=False the Transformer has its own, and takes the vectors of all pieces that
-both have. With --config.train.freeze=encoder the encoder then stays as it is. `experiments/low_resource` measures what
-it is worth.
+`data.max_target_len` are left out). On text of one language, one file for both sides: `data.source` and `data.target`
+equal. What it has learned is in its encoder: --init_from gives it to a Transformer of the same sizes (`features`,
+`heads`, `feed_forward`, as many layers as `encoder_layers`, `norm`, `positions`, `activation`), with its vocabulary and
+vectors; the decoder starts fresh. A vocabulary of one language is none for a translation: with
+--config.vocab.from_init=False the Transformer has its own, and takes the vectors of all pieces that both have. With
+--config.train.freeze=encoder,embedding the encoder then stays as it is. `experiments/low_resource` measures what it is
+worth.
 
 Its dev and test scores are the loss, the perplexity and the accuracy of hidden tokens, the same ones every time.
 --mode=vectors writes the mean of the encoder's outputs for every line; it has no decoder for what needs a search.

@@ -284,7 +284,7 @@ def obtain_vocabs(
     note.unlink(missing_ok=True)
     if taken:
         if not Folder(Path(taken)).config.is_file():
-            raise UserError(f"--init_from={taken}: has no config.json: it is no run; name the folder of one.")
+            raise UserError(f"--init_from={taken}: is no folder of a run, which has a config.json; name one.")
         vocabs = Vocabs.load(Folder(Path(taken)).vocab)
     else:
         vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)

@@ -38,7 +38,8 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
     average = {"average": count_bytes(state.ema)} if keys.ema_decay else {}
     if average:
         here["average"] = sum(map(_bytes_per_device, jax.tree.leaves(training.abstract_state().ema)))
-    slots, longest = most_slots(config) * keys.accumulate, longest_shape(config)
+    slots = most_slots(config) * keys.accumulate
+    lengths = longest_shape(config)[1:] if data.pack else (data.max_source_len, data.max_target_len)
     return {
         "model": config.model.name,
         "parameters": count_parameters(state.params),
@@ -68,8 +69,8 @@ def describe(config: ConfigDict, root: Path) -> dict[str, Any]:
         "slots_in_all": slots * keys.steps,
         "checkpoints_every": keys.save_every,
         "evaluations_every": keys.evaluate_every,
-        "compilations": {"train_step_at_most": 1 if data.pack else data.max_shapes, "longest_source": longest[1],
-                         "longest_target": longest[2]},
+        "compilations": {"train_step_at_most": 1 if data.pack else data.max_shapes, "longest_source": lengths[0],
+                         "longest_target": lengths[1]},
         "devices": {"count": training.mesh.size, "kind": training.mesh.devices.flat[0].device_kind},
     }  # fmt: skip
 

@@ -52,6 +52,11 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
                 "configs/language_model.py, or of configs/gpt.py:language_model."
             )
         _check_target(name, member, experiment, key)
+        languages = (member.config.data.target, experiment.config.data.target)
+        if len(set(languages)) > 1 and not experiment.vocabs.source.tags:  # one vocabulary may be of both
+            raise UserError(
+                f"{key}: {name} must be of {languages[1]}, which is searched for, but is of {languages[0]}."
+            )
         program = _fuse(program, member, keys.language_model_weight)
         params = (params, own)
     return program, params

@@ -107,7 +107,7 @@ def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple
     renamed = {name: there for name, there in renamed.items() if name not in left}
     unused = tuple(name for name in found if name not in boxes and name not in renamed.values())
     taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused, renamed)
-    if all(boxes[name].value.ndim < 2 for name in whole):  # a bias fits anything
+    if not any(_is_matrix(boxes[name], name) for name in (*whole, *rows)):  # a bias fits anything
         raise UserError(f"--init_from={source}: nothing of it fits this model: {taken.describe()}.")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema), taken
@@ -143,6 +143,11 @@ def _serves_both(model: ConfigDict) -> bool:
 
 def _vocabulary_axis(box: Any) -> int | None:
     return box.names.index("vocab") if isinstance(box, nn.LogicallyPartitioned) and "vocab" in box.names else None
+
+
+def _is_matrix(box: Any, name: str) -> bool:
+    """Whether a parameter is a kernel or a table, in one layer or in all of a stack."""
+    return box.value.ndim > 1 and not name.rpartition(".")[2].endswith(("bias", "gain"))
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

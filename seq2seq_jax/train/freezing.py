@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Set
 from typing import Any
@@ -37,7 +38,10 @@ def find_frozen(patterns: str, params: PyTree) -> frozenset[str]:
         except re.error as error:
             raise ValueError(f"`train.freeze`: {pattern!r} is no regular expression ({error}).") from error
         if not found:
-            raise ValueError(f"`train.freeze`: {pattern!r} is in no parameter's name; they are {', '.join(names)}.")
+            near = difflib.get_close_matches(pattern, sorted({part for name in names for part in name.split(".")}), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            known = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise ValueError(f"`train.freeze`: {pattern!r} is in no parameter's name; they begin with {known}{hint}")
         frozen |= found
     if len(frozen) == len(names):
         raise ValueError(f"`train.freeze` must leave something to train, but {patterns!r} is in the names of all "

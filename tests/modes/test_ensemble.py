@@ -185,6 +185,9 @@ def test_what_does_not_go_together_is_refused(tiny_run, language_model, tmp_path
     refuse("config.decode.language_model: .*has no model", language_model=str(tmp_path / "other"))
     refuse("is a language model", ensemble=str(language_model))
     refuse("'gnmt', which reads a source", language_model=str(tiny_run))
+    target, experiment.config.data.target = experiment.config.data.target, "fr"
+    refuse(f"must be of fr, which is searched for, but is of {target}", language_model=str(language_model))
+    experiment.config.data.target = target
     words = [train_vocab(["a b c"], kind="word", size=20), experiment.vocabs.target]
     for vocabs, side in ((Vocabs(words[1], words[0]), "target"), (Vocabs(words[0], words[1]), "source")):
         other = dataclasses.replace(experiment, vocabs=vocabs)

@@ -167,6 +167,14 @@ def test_bert_starts_from_a_transformer_by_its_one_table(tmp_path):
     np.testing.assert_array_equal(after["source_embedding.table"][known], old["target_embedding.table"][places[known]])
 
 
+def test_biases_of_a_stack_are_nothing_that_fits(tmp_path):
+    """Of another width only the inner biases of feed-forward layers have the same shape, `[L, F]`."""
+    save_run(tmp_path / "old", make_other("transformer", encoder_layers=1, decoder_layers=1))
+    wide = make_other("transformer", encoder_layers=1, decoder_layers=1, features=12)
+    with pytest.raises(UserError, match="nothing of it fits"):
+        warm_start(wide, wide.training.init(), tmp_path / "old")
+
+
 def test_all_of_a_masked_model_is_over_its_source_s_vocabulary(tmp_path):
     given = make_other("bert", NEW, target=["x y z w v u t s r q p o n"], **ENCODER)
     old = leaves(save_run(tmp_path / "old", given).params)
