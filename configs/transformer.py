@@ -24,7 +24,8 @@ Presets:
 - `multi30k_cpu`: the same data and sizes in about an hour of one core: 8,000 updates of 1,024 + 1,024 slots, several
   pairs in a row, layers normalised first, dropout 0.15, Adam at 0.003 with a cosine. Layers normalised last learn far
   slower here: after 2,000 updates of twice as many slots they had 9 BLEU on dev, these 31. Test 2016 from English to
-  German, lower-cased and tokenised: 39.16 BLEU (the best checkpoint of dev, beam 5).
+  German, lower-cased and tokenised: 39.16 BLEU (the best checkpoint of dev, beam 5); German to English 40.99 after
+  5,000 updates, English to French 56.84 after 4,000.
 - `base`, `big`: the paper's models for WMT'14 English to German, 63,119,496 and 214,282,376 parameters with one table
   of 37,000 joint pieces. Published BLEU on newstest2014: 27.3 (100,000 steps, 12 hours on eight P100) and 28.4
   (300,000 steps, 3.5 days). For English to French, 38.1 and 41.8: 32,000 pieces, dropout 0.1 in `big`.
