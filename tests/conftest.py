@@ -7,9 +7,10 @@ starts inherit it.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
+MOST_MAPPINGS = 10_000
 SHAPE_ANNOTATION = re.compile(r"\b(Array|ArrayLike|Shaped|Num|Real|Inexact|Float\w*|Complex\w*|U?Int\w*|Bool|Key)\[")
 
 
@@ -88,6 +90,27 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.fail(f"SEQ2SEQ_JAX_DATA must name a folder, but is {name!r}: unset it to skip the tests that read it")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forgets compiled programs after a module, where there are many: each has dozens of mappings in memory, of which
+    Linux allows a process 65,530; beyond that XLA crashes."""
+    yield
+    if count_mappings() > MOST_MAPPINGS:
+        import jax
+
+        for made in vars(request.module).values():
+            if hasattr(made, "cache_clear"):
+                made.cache_clear()
+        jax.clear_caches()
+        gc.collect()
+
+
+def count_mappings() -> int:
+    """Of this process; 0 where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

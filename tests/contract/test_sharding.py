@@ -310,8 +310,15 @@ def test_the_paper_s_state_is_a_share_on_every_device(sizes, share):
 
 
 def strengthen(path, x):
-    """So that hypotheses differ; gains stay near one, or a Transformer would take all positions for the same."""
-    return 1.0 + 0.2 * x if "gain" in jax.tree_util.keystr(path) else 3.0 * x
+    """So that hypotheses differ, by more than rounding.
+
+    Gains stay near one and biases small, or a Transformer would take all positions for the same, and hypotheses would be
+    orders of the same tokens.
+    """
+    name = jax.tree_util.keystr(path)
+    if "gain" in name:
+        return 1.0 + 0.2 * x
+    return (0.3 if "bias" in name else 3.0) * x
 
 
 @functools.cache
