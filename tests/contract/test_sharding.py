@@ -312,8 +312,8 @@ def test_the_paper_s_state_is_a_share_on_every_device(sizes, share):
 def strengthen(path, x):
     """So that hypotheses differ, by more than rounding.
 
-    Gains stay near one and biases small, or a Transformer would take all positions for the same, and hypotheses would be
-    orders of the same tokens.
+    Gains stay near one and biases small, or a Transformer would take all positions for the same, and hypotheses would
+    be orders of the same tokens.
     """
     name = jax.tree_util.keystr(path)
     if "gain" in name:
