@@ -220,6 +220,14 @@ def _check_batches(config: ConfigDict) -> None:
         raise UserError(f"config.vocab.target_size must {rule}, but is {vocab.target_size} instead.")
 
 
+def _require(config: ConfigDict, wanted: Mapping[str, tuple[Any, str]], *, beside: str) -> None:
+    """Refuses other values than the wanted ones of keys (dotted → value, reason) beside what a config has."""
+    for key, (only, why) in wanted.items():
+        section, _, name = key.partition(".")
+        if (value := config[section][name]) != only:
+            raise UserError(f"config.{key} must be {only!r} with {beside}, but is {value!r} instead: {why}.")
+
+
 def _check_packing(config: ConfigDict) -> None:
     """Refuses what rows of several pairs cannot have."""
     others = {
@@ -228,10 +236,7 @@ def _check_packing(config: ConfigDict) -> None:
         "data.subword_sampling": (0.0, "a drawn segmentation is longer than the room that was planned for it"),
         "sequence.objective": ("none", "its candidates have a row each"),
     }
-    for key, (least, why) in others.items():
-        section, _, name = key.partition(".")
-        if (value := config[section][name]) != least:
-            raise UserError(f"config.{key} must be {least!r} with config.data.pack, but is {value!r} instead: {why}.")
+    _require(config, others, beside="config.data.pack")
     model = config.model
     if "heads" not in model:
         able = ", ".join(name for name, keys in MODEL_KEYS.items() if "heads" in keys)
@@ -288,11 +293,7 @@ def _check_masked(config: ConfigDict) -> None:
         "decode.ensemble": ("", "it searches for nothing"),
         "decode.language_model": ("", "it searches for nothing"),
     }
-    for key, (wanted, why) in others.items():
-        section, _, name = key.partition(".")
-        if (value := config[section][name]) != wanted:
-            rule = f"config.{key} must be {wanted!r} with config.model.name={config.model.name!r}"
-            raise UserError(f"{rule}, but is {value!r} instead: {why}.")
+    _require(config, others, beside=f"config.model.name={config.model.name!r}")
     keys = config.masked
     if not 0 < keys.share < 1:
         raise UserError(f"config.masked.share must be more than 0 and less than 1, but is {keys.share} instead.")
