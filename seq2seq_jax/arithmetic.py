@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import has_search, takes_source
+from seq2seq_jax.config import has_search, is_transformer, takes_source
 from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.train.freezing import name_of
 
 PASSES = 3
@@ -32,6 +33,8 @@ def count_weights(params: PyTree, config: ConfigDict) -> tuple[float, float]:
         config: the run's.
     """
     source, target, keys = 0, 0, config.model
+    if reads_speech(keys):
+        return _count_speech(params, keys.reduction)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = name_of(path)
         if name.endswith(("table", "linformer_kernel")):
@@ -45,6 +48,22 @@ def count_weights(params: PyTree, config: ConfigDict) -> tuple[float, float]:
     source += 2 * keys.get("linformer", 0) * keys.features * count_encoder_layers(keys)  # of keys and of values
     shared = params["target_embedding" if has_search(keys) else "source_embedding"]["table"]
     return source, target + (0 if "kernel" in params.get("softmax", {}) else shared.size)
+
+
+def _count_speech(params: PyTree, reduction: int) -> tuple[float, float]:
+    """Weights that meet every frame of speech, and every target token.
+
+    All of the listener counts as if it met the steps of the memory: of a pyramid's lower layers, and of convolutions,
+    that is less than there is.
+    """
+    source = target = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = name_of(path)
+        if name.startswith(("listener", "frame_softmax")):
+            source += leaf.size
+        elif not name.endswith("table"):
+            target += leaf.size
+    return source / reduction, float(target)
 
 
 def count_encoder_layers(keys: ConfigDict) -> int:
@@ -62,7 +81,7 @@ def count_scored(keys: ConfigDict, source_len: int, target_len: int) -> tuple[fl
         source_len, target_len: tokens of both texts.
     """
     past = (target_len + 1) / 2
-    if "heads" not in keys:
+    if not is_transformer(keys):
         return 0.0, 0.0
     if keys.name == "gpt":
         if not keys.source:
@@ -92,7 +111,8 @@ def count_token(params: PyTree, config: ConfigDict, *, source_len: int, target_l
     source_scores, target_scores = count_scored(config.model, source_len, target_len)
     if not has_search(config.model):
         source, target = source + config.masked.share * target, 0.0
-    of_weight, of_key = 2.0 * PASSES, 2.0 * 2.0 * PASSES * config.model.features  # a key and its value
+    width = config.model.get("features", 0)
+    of_weight, of_key = 2.0 * PASSES, 2.0 * 2.0 * PASSES * width  # a key and its value
     return {
         "source": of_weight * source if takes_source(config.model) else 0.0,
         "target": of_weight * target,

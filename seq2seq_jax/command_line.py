@@ -14,7 +14,7 @@ from seq2seq_jax.config import default_config, flatten, suggest_key
 from seq2seq_jax.errors import UserError
 
 MODES = (
-    "train", "evaluate", "translate", "describe", "plan",
+    "train", "evaluate", "translate", "transcribe", "describe", "plan",
     "score", "vectors", "rescore", "average", "compare", "export", "backtranslate", "prepare",
 )  # fmt: skip
 
@@ -23,8 +23,10 @@ OWN = {
     "workdir": "The run's folder. Default: runs/<config>-<preset>. Alone, it goes on with the run saved there.",
     "mode": f"What to do: {', '.join(MODES)}.",
     "input": "translate, vectors: lines to read (standard input). score: PREFIX or .tsv (data.test). "
+    "transcribe: audio files, folders or manifests, separated by commas. "
     "compare: translations. rescore: n-best lists.",
-    "output": "translate: file to write. Default: standard output. vectors: .npz. compare: HTML report. "
+    "output": "translate, transcribe: file to write (of several recordings, a folder). Default: standard output. "
+    "vectors: .npz. compare: HTML report. "
     "average, export: new folder.",
     "nbest": "translate: print so many candidates a line, in Moses's format.",
     "json": "What reports, reports one JSON object on standard output, nothing else.",
@@ -34,7 +36,8 @@ OWN = {
     "last": "average: the newest so many checkpoints. Default: 5 (train with keep_last=5).",
     "best": "average: the best so many by dev score.",
     "steps": "average: the checkpoints of these steps, such as 8000,9000.",
-    "format": "export: folder (weights as safetensors, vocabularies, card).",
+    "format": "transcribe: text (default), json (with times), srt or vtt. export: folder (weights as safetensors, "
+    "vocabularies, card).",
     "licence": "export: what the card says of the licence, such as cc-by-4.0. Default: unknown.",
     "reverse": "backtranslate: a run of the other direction. Default: one is trained in WORKDIR/reverse.",
     "against": "compare: another run, or another file of translations.",
@@ -57,8 +60,8 @@ OWN = {
 """The flags and their help."""
 
 GOES_WITH = {
-    "input": ("translate", "score", "vectors", "compare", "rescore"),
-    "output": ("translate", "score", "vectors", "average", "compare", "export", "rescore"),
+    "input": ("translate", "transcribe", "score", "vectors", "compare", "rescore"),
+    "output": ("translate", "transcribe", "score", "vectors", "average", "compare", "export", "rescore"),
     "nbest": ("translate",),
     "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare", "rescore"),
     "topology": ("plan",),
@@ -67,7 +70,7 @@ GOES_WITH = {
     "last": ("average",),
     "best": ("average",),
     "steps": ("average",),
-    "format": ("export",),
+    "format": ("export", "transcribe"),
     "licence": ("export",),
     "reverse": ("backtranslate",),
     "against": ("compare",),
@@ -95,6 +98,7 @@ modes:
   prepare    tokenises large corpora to a disk, for training with little memory: --workers, --hosts, --host
   evaluate   scores a trained run on the test split
   translate  lines in, lines out: --input, --output, --nbest
+  transcribe  audio in, text or subtitles out: --input=my.wav, --output, --format=text, json, srt or vtt
   score      log-probabilities of given pairs, one JSON object a line: --input=PREFIX or .tsv, --output
   vectors    one vector for each line, of the encoder: --input, --output=vectors.npz
   rescore    n-best lists of any system (Moses's format), with log-probabilities of models as features; tunes weights

@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.data.spec import change_names
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, MODEL_KEYS, RESUMABLE, SHARES
+from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, RESUMABLE, SHARES
+from seq2seq_jax.model_keys import MODEL_KEYS
 from seq2seq_jax.search_checks import check_search
+from seq2seq_jax.speech_checks import check_speech, reads_speech
 
 
 def default_config(model: str = "gnmt") -> ConfigDict:
@@ -63,6 +65,11 @@ def takes_source(model: ConfigDict) -> bool:
     return model.name != "language_model" and model.get("source", True)
 
 
+def is_transformer(model: Mapping[str, Any]) -> bool:
+    """Whether the model of these keys is a Transformer or of its kin, which attends to itself."""
+    return "heads" in model and not reads_speech(model)
+
+
 def has_search(model: ConfigDict) -> bool:
     """Whether the model of these keys has a decoder, which a search can run; a masked language model has none."""
     return model.name != "bert"
@@ -94,6 +101,8 @@ def with_absolute_prefixes(config: ConfigDict) -> ConfigDict:
     for key in ("ensemble", "language_model"):
         config.decode[key] = ",".join(_make_absolute(name.strip()) for name in config.decode[key].split(","))
     config.vocab.file = ",".join(_make_absolute(name.strip()) for name in config.vocab.file.split(","))
+    if config.decode.ngram:
+        config.decode.ngram = _make_absolute(config.decode.ngram.strip())
     if config.train.init_from:
         config.train.init_from = str(Path(config.train.init_from).expanduser().absolute())
     return config
@@ -189,9 +198,10 @@ def check_config(config: ConfigDict) -> None:
     _check_layers(config)
     _check_positions(config)
     check_search(config.decode)
+    check_speech(config)
     if not has_search(config.model):
         _check_masked(config)
-    elif config.data.source == config.data.target and takes_source(config.model):
+    elif config.data.source == config.data.target and takes_source(config.model) and not reads_speech(config.model):
         raise UserError(f"config.data.source and config.data.target must differ, but both are {config.data.source!r}.")
 
 
@@ -238,8 +248,8 @@ def _check_packing(config: ConfigDict) -> None:
     }
     _require(config, others, beside="config.data.pack")
     model = config.model
-    if "heads" not in model:
-        able = ", ".join(name for name, keys in MODEL_KEYS.items() if "heads" in keys)
+    if not is_transformer(model):
+        able = ", ".join(name for name, keys in MODEL_KEYS.items() if is_transformer(keys))
         raise UserError(
             f"config.data.pack must be False with config.model.name={model.name!r}, but is True instead: the pairs of "
             f"a row are kept apart by attention; models that can have it: {able}."
@@ -258,6 +268,8 @@ def _check_layers(config: ConfigDict) -> None:
         "layers": ("wavefront",),
         "recurrence": ("kernel",),
     }  # of a Transformer and its kin; and of the others
+    if reads_speech(config.model):
+        others = {"layers": ("wavefront",), "recurrence": ("kernel",), "remat": ("dots",)}
     others = others if "heads" in config.model else {"layers": ("scanned",), "remat": ("dots", "full")}
     for key, values in others.items():
         if keys[key] in values:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.clean import CleanRules, clean_texts
-from seq2seq_jax.data.coverage import Coverage, coverage
 from seq2seq_jax.data.mixture import Part, share_parts
 from seq2seq_jax.data.packing import make_packed_plan
-from seq2seq_jax.data.pipeline import Pairs, TokenPairs, join_pairs, tokenise
+from seq2seq_jax.data.pipeline import Pairs, Redraw, join_pairs, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.prepare import read_held_out
 from seq2seq_jax.data.recipe import check_files, describe_content, find_files, refuse_other_recipe
@@ -24,10 +22,10 @@ from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
 from seq2seq_jax.data.spec import CorpusSpec, name_target, parse_corpora
 from seq2seq_jax.data.store import Index, PreparedPairs, is_complete
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.data.vocab_files import digest_files, read_vocabs
-from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.data.vocab_files import digest_files
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.speech_corpora import join_speech, make_pairs, make_speeds, read_speech, tell_set_aside
 from seq2seq_jax.workdir import Folder
 
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
@@ -83,9 +81,10 @@ def open_splits(
         held = hold_out(texts[0], dev=pairs * wanted["dev"], test=pairs * wanted["test"])
         texts[0] = held[0]
     dev, test = (
-        held[n] if held and wanted[name] else _read(config, name, list_specs(config, name)[0])
-        for n, name in enumerate(("dev", "test"), start=1)
+        held[n] if held and wanted[name] else _read_all(config, name) for n, name in enumerate(("dev", "test"), start=1)
     )
+    if reads_speech(config.model):
+        return Splits(_join(texts), dev, test, tuple(texts), _share_parts(config, specs, [len(text) for text in texts]))
     languages = [(spec.source, spec.target) for spec in specs]
     texts = clean_texts(texts, CleanRules(**config.clean.to_dict()), languages, report_path)
     dev, test, *texts = _turn(config, [dev, test, *texts])
@@ -192,7 +191,7 @@ def open_test(config: ConfigDict, folder: Path | None = None) -> ParallelText:
         return _open_held_out(config, "test", folder, Index.load(folder))
     if holds_out(config, "test"):
         return open_splits(config).test
-    return _turn(config, [_read(config, "test", list_specs(config, "test")[0])])[0]
+    return _turn(config, [_read_all(config, "test")])[0]
 
 
 def list_specs(config: ConfigDict, split: str) -> tuple[CorpusSpec, ...]:
@@ -210,7 +209,8 @@ def list_specs(config: ConfigDict, split: str) -> tuple[CorpusSpec, ...]:
     specs = parse_corpora(line, source=source, target=target, target_tag=tagged, key=key)
     if data.target_tag and data.reversed:
         specs = tuple(dataclasses.replace(spec, tags=(name_target(spec.source), *spec.tags)) for spec in specs)
-    if split != "train" and len(specs) > 1:
+    several = split == "train" or (split == "test" and reads_speech(config.model))
+    if len(specs) > 1 and not several:
         raise UserError(f"config.{key} must name one corpus, but names {len(specs)}: {line}.")
     return specs
 
@@ -222,7 +222,18 @@ def list_tags(config: ConfigDict) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(tag for spec in specs for tag in spec.tags), *more]))
 
 
+def _read_all(config: ConfigDict, split: str) -> ParallelText:
+    """Dev or test, which of speech may be several, to be scored together and apart."""
+    specs = list_specs(config, split)
+    texts = [_read(config, split, spec) for spec in specs]
+    if len(texts) == 1:
+        return texts[0]
+    return dataclasses.replace(join_speech(texts, [spec.name for spec in specs]), languages=texts[0].languages)
+
+
 def _read(config: ConfigDict, split: str, spec: CorpusSpec) -> ParallelText:
+    if reads_speech(config.model):
+        return dataclasses.replace(read_speech(config, spec.name, split), languages=(spec.source, spec.target))
     size = PHRASEBOOK_SIZES.get(split, config.data.phrasebook_pairs)
     text = open_split(spec.name, split=split, source=spec.source, target=spec.target, phrasebook_pairs=size)
     return dataclasses.replace(text, tags=spec.tags, languages=(spec.source, spec.target))
@@ -256,94 +267,6 @@ def _join(texts: Sequence[ParallelText]) -> ParallelText:
     return ParallelText(source, target, ", ".join(text.name for text in texts), digest)
 
 
-def obtain_vocabs(
-    config: ConfigDict, folder: Path, text: ParallelText | PreparedPairs | None, *, keep: bool = True
-) -> Vocabs:
-    """The run's vocabularies: read from `folder`, or from the user's files or trained on `text`, and kept there.
-
-    Args:
-        config: its keys `vocab` and seed say how to train them.
-        folder: theirs.
-        text: the training corpus; None where they must be there. A prepared one has its own.
-        keep: take those in the folder as they are. Without, they are trained again where they come of
-            another recipe or text: a start that was refused or killed leaves nothing that binds the next.
-
-    Raises:
-        UserError: there are none and no text to train them on, or they are damaged.
-    """
-    if isinstance(text, PreparedPairs):
-        return _take_vocabs(folder, text, keep=keep)
-    recipe = {**config.vocab.to_dict(), "seed": config.train.seed, "text": text.digest if text else ""}
-    taken = config.train.init_from if takes_vocabulary(config) else ""
-    recipe |= {"init_from": taken, "tags": list(list_tags(config)), "files": digest_files(config.vocab.file)}
-    note = folder / "recipe.json"
-    if (folder / "vocabs.json").exists() and (keep or _read_note(note) == recipe):
-        return Vocabs.load(folder)
-    if text is None or text.target is None:
-        raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
-    note.unlink(missing_ok=True)
-    if taken:
-        if not Folder(Path(taken)).config.is_file():
-            raise UserError(f"--init_from={taken}: is no folder of a run, which has a config.json; name one.")
-        vocabs = Vocabs.load(Folder(Path(taken)).vocab)
-    else:
-        vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
-    vocabs.save(folder)
-    write_json(note, recipe)
-    return vocabs
-
-
-def _read_note(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or damaged, which is no recipe."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _take_vocabs(folder: Path, prepared: PreparedPairs, *, keep: bool) -> Vocabs:
-    """The vocabularies that a corpus was prepared with, kept in the run's folder as well."""
-    own = prepared.folder / "vocab"
-    at = folder if keep and (folder / "vocabs.json").exists() else own
-    vocabs = Vocabs.load(at)
-    if vocabs.digest != prepared.index.vocab_sha256:
-        raise UserError(
-            f"{prepared.folder}: was prepared with another vocabulary ({prepared.index.vocab_sha256[:12]}) than that "
-            f"in {at} ({vocabs.digest[:12]}); use another --workdir, or remove that one and run --mode=prepare again."
-        )
-    if at == own:
-        vocabs.save(folder)
-    return vocabs
-
-
-def measure_coverage(config: ConfigDict, vocabs: Vocabs, splits: Splits) -> dict[str, dict[str, Coverage]]:
-    """Side → split → what the vocabulary knows of it; {} for a SentencePiece vocabulary of our own."""
-    if config.vocab.kind not in ("word", "char") and not config.vocab.file:
-        return {}
-    sides = {"source": vocabs.source, "target": vocabs.target}
-    texts = {"train": splits.train, "dev": splits.dev}
-    if isinstance(splits.train, PreparedPairs):  # its text is not read again
-        del texts["train"]
-    return {
-        side: {name: coverage(vocab, getattr(text, side) or []) for name, text in texts.items()}
-        for side, vocab in sides.items()
-    }
-
-
-def _read_vocabs(config: ConfigDict) -> Vocabs:
-    """The user's own, with the tags that the config needs."""
-    keys = config.vocab
-    return read_vocabs(
-        keys.file, kind=keys.kind, joint=keys.joint, normalization=keys.normalization, tags=list_tags(config)
-    )
-
-
-def _train_vocabs(config: ConfigDict, text: ParallelText) -> Vocabs:
-    names = ("joint", "kind", "size", "target_size", "model", "character_coverage", "normalization", "byte_fallback")
-    keys = {name: config.vocab[name] for name in names}
-    return train_vocabs(text.source, text.target or [], seed=config.train.seed, tags=list_tags(config), **keys)
-
-
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Train and dev as tokens, and the plan of their batches.
@@ -356,13 +279,15 @@ class Corpus:
 
     pairs: Pairs
     plan: BatchPlan
-    dev: TokenPairs
+    dev: Pairs
     dev_plan: BatchPlan
-    redraw: PairSampler | None = None
+    redraw: Redraw | None = None
 
     @classmethod
     def make(cls, config: ConfigDict, vocabs: Vocabs, splits: Splits) -> Corpus:
         """Tokenises both and plans the batches."""
+        if reads_speech(config.model):
+            return cls._make_speech(config, vocabs, splits)
         data, seed = config.data, config.train.seed
         pairs: Pairs
         if isinstance(splits.train, PreparedPairs):
@@ -387,8 +312,35 @@ class Corpus:
             )
         return cls(pairs, plan, dev, plan_in_order(config, dev), redraw)
 
+    @classmethod
+    def _make_speech(cls, config: ConfigDict, vocabs: Vocabs, splits: Splits) -> Corpus:
+        """The same of clips and transcripts, planned by frames and tokens."""
+        if not isinstance(splits.train, ParallelText):
+            raise UserError("config.data.prepared: audio is not prepared; leave it at 'auto' in a new --workdir.")
+        pairs = make_pairs(config, splits.train, vocabs.target, reduction=count_frames_of_ctc(config))
+        dev, speeds, lengths = make_pairs(config, splits.dev, vocabs.target), make_speeds(config), pairs.source_lengths
+        if speeds is not None:
+            lengths = speeds.plan_lengths(lengths)
+        plan = make_plan(
+            lengths,
+            pairs.target_lengths,
+            seed=config.train.seed,
+            max_shapes=config.data.max_shapes,
+            parts=splits.parts,
+            curriculum_epochs=config.data.curriculum_epochs,
+            **_batch_sizes(config.data),
+        )
+        tell_set_aside(splits.train, plan.too_long, why="longer than config.data.max_source_len or max_target_len")
+        return cls(pairs, plan, dev, plan_in_order(config, dev), speeds)
 
-def plan_in_order(config: ConfigDict, pairs: TokenPairs) -> BatchPlan:
+
+def count_frames_of_ctc(config: ConfigDict) -> int:
+    """Frames a step of what CTC labels while training; 0 where there is no CTC."""
+    trains_ctc = config.model.name == "ctc" or config.audio.ctc_weight > 0
+    return config.model.reduction if trains_ctc else 0
+
+
+def plan_in_order(config: ConfigDict, pairs: Pairs) -> BatchPlan:
     """The batches of dev or test, of few shapes."""
     sizes = {"max_shapes": DEV_SHAPES, "shuffle": False, **_batch_sizes(config.data)}
     return make_plan(pairs.source_lengths, pairs.target_lengths, seed=config.train.seed, **sizes)

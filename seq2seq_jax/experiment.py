@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,19 +22,23 @@ from seq2seq_jax.config import has_search
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.interfaces import Array, Batch, MaskedModel, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, Hypotheses, Listener, MaskedModel, PyTree, Seq2Seq, Sums
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.parallel.layout import Layout, make_layout
 from seq2seq_jax.parallel.roofline import find_hardware
 from seq2seq_jax.parallel.shard import batch_sharding, init_sharded, state_shardings
 from seq2seq_jax.parallel.softmax import choose_chunk
 from seq2seq_jax.parallel.spread import Gradient, spread_gradient, spread_rows, spread_sums
+from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.speech_experiment import LEAST_FRAMES, make_augment, make_frontend, make_speech_program
 from seq2seq_jax.tasks.abstract_batch import make_abstract_batch
 from seq2seq_jax.tasks.constraints import make_wish
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.loss import Loss, OwnTokens, make_loss
 from seq2seq_jax.tasks.masked import MaskRule, make_masked_loss
 from seq2seq_jax.tasks.methods import make_method, make_rank
+from seq2seq_jax.tasks.recogniser import make_frame_search, make_paths
+from seq2seq_jax.tasks.recognition import make_speech_loss
 from seq2seq_jax.tasks.score import Scorer, make_scores
 from seq2seq_jax.tasks.search import Decode, Program, Search, limit, make_decode, model_program
 from seq2seq_jax.tasks.sequence import Objective, make_sequence_loss
@@ -48,8 +48,6 @@ from seq2seq_jax.train.freezing import find_frozen, freeze, hold, name_of
 from seq2seq_jax.train.optimizers import make_optimizer
 from seq2seq_jax.train.schedules import SCHEDULE_NUMBERS, make_schedule
 from seq2seq_jax.train.step import Total, TrainState, init_state, make_totals, make_train_step, make_update
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "sacrebleu", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,10 @@ class Training:
         """Shapes, dtypes and shardings of a batch of tokens."""
         count = self.config.sequence.candidates if self.objective is not None else 0
         sharding, packed = batch_sharding(self.mesh), self.config.data.pack
-        return make_abstract_batch(sharding, rows, source_len, target_len, candidates=count, packed=packed)
+        samples = self.config.audio.hop if reads_speech(self.config.model) else 0
+        return make_abstract_batch(
+            sharding, rows, source_len, target_len, candidates=count, packed=packed, samples=samples
+        )
 
     def _init(self, key: Array) -> TrainState:
         return make_state(self.model, self.optimizer, key, ema_decay=self.config.train.ema_decay)
@@ -132,6 +133,10 @@ class Training:
         """The loss of texts as they are: of targets, or of a masked language model's hidden tokens."""
         model = self._spread_model
         how: dict[str, Any] = {"label_smoothing": smoothing, "chunk": self.chunk, "train": train}
+        if isinstance(model, Listener):
+            augment = make_augment(self.config) if train else None
+            weight = self.config.audio.ctc_weight
+            return make_speech_loss(model, ctc_weight=weight, own_tokens=own_tokens, augment=augment, **how)
         if isinstance(model, MaskedModel):
             return make_masked_loss(model, rule=MaskRule(**self.config.masked), **how)
         return make_loss(model, own_tokens=own_tokens, **how)
@@ -173,9 +178,20 @@ class Training:
         make = make_scores(self._spread_model, chunk=self.chunk)
         return jax.jit(spread_rows(make, self.layout, self.boxed_state.params))
 
+    def frame_search(self, search: Callable[[Array, Array], Hypotheses]) -> Callable[[PyTree, Batch], Hypotheses]:
+        """The jitted search of a batch by the log-probabilities of its frames alone; see `make_frame_search`."""
+        make = make_frame_search(self._spread_model, search)
+        return jax.jit(spread_rows(make, self.layout, self.boxed_state.params))
+
+    def frame_paths(self) -> Callable[[PyTree, Batch], Array]:
+        """The jitted steps `[B, T, 2]` that the tokens of a batch's targets begin and end at; see `make_paths`."""
+        return jax.jit(spread_rows(make_paths(self._spread_model), self.layout, self.boxed_state.params))
+
     @property
     def program(self) -> Program:
         """The model as what searches."""
+        if isinstance(self.model, Listener):
+            return make_speech_program(self.model, self.layout, self.boxed_state.params, self.config.decode)
         return model_program(self.model, self.layout, self.boxed_state.params)
 
     def search(self, *, beam_size: int | None = None) -> Decode:
@@ -278,7 +294,10 @@ def make_state(
 def make_parameters(model: nn.Module, key: Array) -> PyTree:
     """A model's parameters before the first step, boxed with their logical axes."""
     tokens = jnp.ones((1, 2), jnp.int32)
-    given = (tokens, tokens > 0) if isinstance(model, MaskedModel) else (tokens, tokens > 0, tokens)
+    given: tuple[Array, ...] = (tokens, tokens > 0) if isinstance(model, MaskedModel) else (tokens, tokens > 0, tokens)
+    if isinstance(model, Listener):
+        frames = jnp.zeros((1, LEAST_FRAMES, model.config.frontend.hop), jnp.float32)
+        given = (frames, jnp.ones((1, LEAST_FRAMES), bool), *([tokens] if isinstance(model, Seq2Seq) else []))
     return model.init(key, *given)["params"]
 
 
@@ -293,6 +312,8 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
     fields = {key: value for key, value in config.model.items() if key != "name"}
     module, make = MODELS[config.model.name]
     try:
+        if reads_speech(config.model):
+            fields["frontend"] = make_frontend(config)
         return module, make(source_vocab=source_vocab, target_vocab=target_vocab, **fields)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
@@ -353,32 +374,3 @@ def make_training(
             lambda n: jnp.where(n < keys.adam_steps, keys.adam_learning_rate, schedule(n)),
         )
     return Training(config, model, layout, optimizer, schedule)
-
-
-def count_parameters(tree: PyTree) -> int:
-    """Elements of all leaves."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def count_bytes(tree: PyTree) -> int:
-    """Bytes of all leaves."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def hash_parameters(params: PyTree) -> str:
-    """sha256 over the names, shapes and bytes of all parameters: equal for bit-equal ones."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda item: str(item[0])):
-        if not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(jax.device_get(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    from seq2seq_jax import __version__
-
-    return {"seq2seq_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -57,7 +57,7 @@ class Batch:
     ...; 0 is padding) with positions counted within each segment; `example_ids` has the first of each row.
     """
 
-    source: Array  # [B, S] int32 tokens, or [B, W] float32 waveform samples
+    source: Array  # [B, S] int32 tokens; of speech [B, S, W] float32, S frames of W waveform samples each
     source_mask: Array  # [B, S] bool
     target_in: Array  # [B, T] int32, bos first
     target_out: Array  # [B, T] int32, eos last
@@ -71,6 +71,9 @@ class Batch:
     candidates: Array | None = None  # [B, G, T] int32, sequence-level training only: the reference, then outputs
     candidate_lengths: Array | None = None  # [B, G] int32, eos included; 0 for a slot that holds none
     rewards: Array | None = None  # [B, G] float32
+    epochs: Array | None = (
+        None  # [B] int32, speech only: the epoch that a row is of, which its augmentation is keyed by
+    )
 
     @property
     def packing(self) -> Packing | None:
@@ -167,7 +170,7 @@ class Encoder(Protocol):
     """Reads a source once."""
 
     def encode(self, source: Array, source_mask: Array, *, train: bool) -> Memory:
-        """`[B, S]` tokens (or `[B, W]` samples) and their mask to a `Memory`."""
+        """`[B, S]` tokens (of speech `[B, S, W]` samples) and their mask to a `Memory`."""
         ...
 
 
@@ -252,9 +255,26 @@ class LanguageModel(Projection, Protocol):
 
 @runtime_checkable
 class FrameModel(Encoder, Protocol):
-    """A model that labels frames (CTC): logits `[B, S, V]` straight from the memory."""
+    """A model that labels frames (CTC): logits `[B, S, V]` straight from the memory, token 0 the blank."""
 
     def project_frames(self, memory: Memory) -> Array: ...
+
+    def frame_weights(self) -> tuple[Array, Array]:
+        """The same projection as its parts: kernel `[V, D]` and bias `[V]`."""
+        ...
+
+
+@runtime_checkable
+class Listener(Encoder, Protocol):
+    """An `Encoder` of speech, whose two halves can be had apart: between them training augments the features."""
+
+    def compute_features(self, source: Array, source_mask: Array) -> Array:
+        """Waveforms `[B, S, W]` and their mask `[B, S]` to features `[B, S, M]`, zero where masked."""
+        ...
+
+    def encode_features(self, features: Array, mask: Array, *, train: bool) -> Memory:
+        """Features `[B, S, M]` to the memory, whose steps may be fewer than S."""
+        ...
 
 
 @runtime_checkable

@@ -19,128 +19,10 @@ RESUMABLE = (
     "train.patience",
     "train.profile_steps",
     "train.tensorboard",
+    "audio.strict",
+    "audio.cache_mib",
 )
 """Keys (or sections, ending in a dot) that may differ from the saved config when a run is resumed."""
-
-MODEL_KEYS: dict[str, dict[str, Any]] = {
-    "bert": {
-        "name": "bert",
-        "features": 128,
-        "layers": 4,  # of the encoder, which reads the source's language
-        "heads": 4,
-        "feed_forward": 512,
-        "norm": "post",  # or "pre"
-        "embedding_norm": True,  # layer normalisation of the embeddings; a Transformer that starts from it has none
-        "positions": "learned",  # or "sinusoidal", "relative" (T5), "rotary"
-        "max_positions": 512,  # "learned" positions, and `linformer`: no text may be longer
-        "activation": "gelu",  # by tanh; or "relu", "swish", "swiglu"
-        "head": True,  # a dense layer, gelu and layer normalisation before the softmax
-        "linformer": 0,
-        "linformer_share": "none",
-        "dropout": 0.1,
-        "init_scale": 0.0,
-        "dtype": "float32",
-    },
-    "gnmt": {
-        "name": "gnmt",
-        "features": 128,  # width of embeddings, layers and attention values
-        "encoder_layers": 2,  # the bottom one runs in both directions
-        "decoder_layers": 2,
-        "attention_features": 128,  # width of the hidden layer of the attention
-        "attention": "additive",  # how a query scores the source; or "dot", "general" (Luong et al. 2015)
-        "attention_from": "current_step",  # or "previous_step", as the paper has it
-        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
-        "cell": "lstm",  # of all recurrent layers; or "lstm_peephole" (Sak et al. 2014), "gru" (Cho et al. 2014)
-        "cells": 0,  # width of a layer's cell, projected to `features`; 0: as wide, without a projection
-        "layer_norm": False,  # inside the cell (Ba et al. 2016)
-        "dropout": 0.1,
-        "recurrent_dropout": 0.0,  # on what a layer gives to its next step, one draw a sentence (Gal, Ghahramani 2016)
-        "init_scale": 0.0,  # parameters are drawn uniformly from [-init_scale, init_scale]; 0: scaled by their inputs
-        "dtype": "float32",  # of the products; or "bfloat16". Parameters and states are float32
-    },
-    "gpt": {
-        "name": "gpt",
-        "features": 128,
-        "layers": 6,  # of the one stack that reads the source and goes on with the target
-        "heads": 4,
-        "feed_forward": 512,
-        "source": True,  # False: a language model, which reads nothing of its source
-        "prefix": "causal",  # a token of the source sees those before it; or "full": all of the source
-        "norm": "pre",  # or "post" (GPT of 2018)
-        "positions": "learned",  # or "sinusoidal", "relative" (T5), "rotary"
-        "max_positions": 1024,  # "learned": source and target together may be no longer
-        "activation": "gelu",  # by tanh, as GPT has it; or "relu", "swish", "swiglu"
-        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none"
-        "dropout": 0.1,
-        "init_scale": 0.0,
-        "dtype": "float32",
-    },
-    "language_model": {
-        "name": "language_model",
-        "features": 128,
-        "layers": 2,
-        "share_embeddings": "target",  # one table for embedding and softmax; or "none" (two)
-        "cell": "lstm",
-        "cells": 0,
-        "layer_norm": False,
-        "dropout": 0.1,
-        "recurrent_dropout": 0.0,
-        "init_scale": 0.0,
-        "dtype": "float32",
-    },
-    "lstm": {
-        "name": "lstm",
-        "features": 128,
-        "layers": 2,
-        "reverse_source": True,
-        "cell": "lstm",
-        "cells": 0,
-        "layer_norm": False,
-        "dropout": 0.1,
-        "recurrent_dropout": 0.0,
-        "init_scale": 0.0,
-        "dtype": "float32",
-    },
-    "rnnsearch": {
-        "name": "rnnsearch",
-        "features": 128,  # width of the decoder's state and of each direction of the encoder
-        "embedding_features": 128,
-        "attention_features": 128,  # width of the hidden layer of additive attention
-        "readout_features": 64,  # width of what the softmax reads
-        "attention": "additive",  # how a state scores the source; or "dot", "general" (Luong et al. 2015)
-        "attention_from": "previous_step",  # whose state asks; or "current_step" (Luong)
-        "readout": "maxout",  # of state, last word and context; or "tanh" of state and context (Luong)
-        "readout_state": "asking",  # it reads the state that asked; or "newest", the one after it
-        "cell": "gru",
-        "cells": 0,
-        "layer_norm": False,
-        "dropout": 0.1,
-        "recurrent_dropout": 0.0,
-        "init_scale": 0.0,
-        "attention_init_scale": 0.0,  # of the attention's parameters; 0 is `init_scale`
-        "recurrent_init": "scaled",  # recurrent kernels as all others; or "orthogonal", gate by gate
-        "dtype": "float32",
-    },
-    "transformer": {
-        "name": "transformer",
-        "features": 128,  # width of embeddings and layers
-        "encoder_layers": 3,
-        "decoder_layers": 3,
-        "heads": 4,  # of every attention; they divide `features`
-        "feed_forward": 512,  # width inside the feed-forward layers
-        "norm": "post",  # layer normalisation after every sub-layer (the paper), or before it: "pre"
-        "positions": "sinusoidal",  # or "learned", "relative" (T5), "rotary"
-        "max_positions": 1024,  # "learned" positions, and `linformer`: no text may be longer
-        "activation": "relu",  # of the feed-forward layers; or "gelu", "swish", "swiglu"
-        "share_embeddings": "all",  # one table; or "target" (target embedding = softmax), or "none" (three tables)
-        "linformer": 0,  # rank that keys and values of the encoder's self-attention are mixed down to; 0: not at all
-        "linformer_share": "none",  # what shares the mixtures: or "heads", "kv" (also one for both), "layers" (of all)
-        "dropout": 0.1,  # on embeddings and on the output of every sub-layer
-        "init_scale": 0.0,
-        "dtype": "float32",
-    },
-}
-"""The keys of `config.model`, by its `name`."""
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -234,7 +116,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "freeze": "",  # parameters that stay as they are: regular expressions separated by commas, "encoder,embedding"
         "ema_decay": 0.0,  # exponential moving average of the parameters, which is what is evaluated; 0 is none
         "patience": 0,  # evaluations without a better score before training stops; 0 never stops early
-        "patience_metric": "bleu",  # or "loss"; the best checkpoint is the best by it, with or without patience
+        "patience_metric": "bleu",  # or "loss", of speech "wer"; the best checkpoint is the best by it, patience or not
         "own_tokens": 0.0,  # scheduled sampling: share of the decoder's inputs that are its own predictions, at the end
         "own_tokens_start": 0,  # step at which the share begins to rise from 0, linearly
         "own_tokens_steps": 1000,  # steps that it rises for
@@ -261,8 +143,33 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "mask": 0.8,  # of these, share that become the mask token
         "random": 0.1,  # and share that become any other token; the rest stay as they are
     },
+    "audio": {  # of models that hear: las, ctc
+        "rate": 16000,  # samples a second that all audio is brought to
+        "hop": 160,  # samples of a frame, which lengths of sources are counted in
+        "window": 400,  # samples that a frame's spectrum is made of
+        "fft": 512,
+        "mels": 80,
+        "low": 20.0,  # hertz, of the lowest filter
+        "high": 0.0,  # of the highest; 0 is half the rate
+        "mel_scale": "htk",  # or "slaney"
+        "log": "ln",  # or "log10", "whisper"
+        "normalisation": "utterance",  # mean and variance of every mel: of an utterance; "global" of the corpus; "none"
+        "preemphasis": 0.97,  # 0 is none
+        "augment": "none",  # SpecAugment (Park et al. 2019): "LB", "LD", "SM", "SS", or "own", which the next six say
+        "time_warp": 0,  # frames
+        "freq_masks": 2,
+        "freq_width": 27,  # mels, the most
+        "time_masks": 2,
+        "time_width": 100,  # frames, the most
+        "time_share": 1.0,  # of an utterance, the most that one mask hides
+        "speeds": "",  # "0.9,1.0,1.1": an utterance is played at one of them, drawn anew in every epoch
+        "ctc_weight": 0.0,  # las: share of the loss that is CTC's (Watanabe et al. 2017); needs model.ctc_head
+        "strict": False,  # a damaged file ends the training; else it is left out and counted
+        "cache_mib": 1024,  # decoded audio that is kept in memory
+        "spoken_hours": 2.0,  # training speech that the built-in corpus makes
+    },
     "decode": {
-        "method": "beam",  # or "greedy", "sampling", "minimum_bayes_risk"
+        "method": "beam",  # or "greedy", "sampling", "minimum_bayes_risk"; ctc: also "prefix_beam"
         # Rules and numbers of a beam search: "default" (ours), or what "gnmt" (the paper), "fairseq", "tensor2tensor",
         # "huggingface" do; docs/search.md. Keys below that are "preset" or exactly -1 are the preset's.
         "preset": "default",
@@ -291,6 +198,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ensemble_average": "log",  # of log-probabilities; or "arithmetic", of probabilities
         "language_model": "",  # shallow fusion: a run of configs/language_model.py or gpt.py:language_model
         "language_model_weight": 0.2,
+        "ngram": "",  # shallow fusion: an n-gram model of the vocabulary's pieces, an ARPA file
+        "ngram_weight": 0.2,
+        "ctc_weight": 0.0,  # las: share of the score that is CTC's, frame by frame; needs model.ctc_head
         "prefix": "",  # text that every output begins with
         "must": "",  # words or phrases that every output has, separated by |
         "must_not": "",  # words or phrases that no output has, separated by |
@@ -334,7 +244,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vocab.kind": ("sentencepiece", "word", "char", "byte"),
     "vocab.model": ("unigram", "bpe"),
     "vocab.normalization": ("nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity"),
-    "model.attention": ("additive", "dot", "general"),
+    "model.attention": ("additive", "dot", "general", "content", "location"),
+    "model.listener": ("lstm", "conformer"),
+    "model.subsample": ("pyramid", "conv", "vgg"),
+    "audio.mel_scale": ("htk", "slaney"),
+    "audio.log": ("ln", "log10", "whisper"),
+    "audio.normalisation": ("utterance", "global", "none"),
+    "audio.augment": ("none", "LB", "LD", "SM", "SS", "own"),
     "model.attention_from": ("previous_step", "current_step"),
     "model.readout": ("maxout", "tanh"),
     "model.recurrent_init": ("scaled", "orthogonal"),
@@ -348,12 +264,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.activation": ("relu", "gelu", "swish", "swiglu"),
     "model.cell": ("lstm", "lstm_peephole", "gru"),
     "train.optimizer": OPTIMIZERS,
-    "train.patience_metric": ("bleu", "loss"),
+    "train.patience_metric": ("bleu", "loss", "wer"),
     "data.subword_sides": ("both", "source", "target"),
     "data.monolingual_search": ("beam", "sampling"),
     "sequence.objective": ("none", "minimum_risk", "reinforce"),
     "sequence.proposals": ("sample", "nbest"),
-    "decode.method": ("beam", "greedy", "sampling", "minimum_bayes_risk"),
+    "decode.method": ("beam", "greedy", "sampling", "minimum_bayes_risk", "prefix_beam"),
     "decode.preset": ("default", "gnmt", "fairseq", "tensor2tensor", "huggingface"),
     "decode.length_normalisation": ("preset", "none", "gnmt", "average", "bonus"),
     "decode.stop": ("preset", "exact", "first", "heuristic", "never"),
@@ -388,6 +304,12 @@ AT_LEAST: dict[str, float] = {
     "clean.max_chars": 0, "clean.max_ratio": 0, "train.accumulate": 1, "train.patience": 0,
     "train.own_tokens_start": 0, "train.own_tokens_steps": 1, "train.own_tokens_passes": 1, "train.momentum": 0,
     "sequence.candidates": 2, "sequence.sharpness": 0, "sequence.likelihood": 0,
+    "model.reduction": 1, "model.listener_layers": 1, "model.listener_features": 2, "model.kernel": 1,
+    "model.channels": 1, "model.speller_layers": 1, "model.location_filters": 1, "model.location_width": 1,
+    "audio.rate": 1000, "audio.hop": 1, "audio.window": 2, "audio.fft": 2, "audio.mels": 1, "audio.low": 0,
+    "audio.high": 0, "audio.preemphasis": 0, "audio.time_warp": 0, "audio.freq_masks": 0, "audio.freq_width": 0,
+    "audio.time_masks": 0, "audio.time_width": 0, "audio.time_share": 0, "audio.ctc_weight": 0,
+    "audio.cache_mib": 0, "audio.spoken_hours": 0.01, "decode.ngram_weight": 0, "decode.ctc_weight": 0,
     "masked.share": 0, "masked.mask": 0, "masked.random": 0,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
     "data.sentences_per_batch": 0, "vocab.target_size": 0, "train.epochs": 0, "train.halve_after_epochs": 0,

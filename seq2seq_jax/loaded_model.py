@@ -12,9 +12,10 @@ import numpy as np
 
 from seq2seq_jax.config import default_config, load_config, require_search
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import Experiment, count_parameters
+from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.provenance import count_parameters
 from seq2seq_jax.serve.model_folder import CARD
 from seq2seq_jax.tasks.constraints import read_wish
 from seq2seq_jax.tasks.engine import Engine

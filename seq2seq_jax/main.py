@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.command_line import HELP, OWN, find_root, parse
 from seq2seq_jax.config import check_config, flatten, require_search
 from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
+from seq2seq_jax.speech_checks import require_mode
 
 
 def run() -> None:
@@ -72,6 +73,7 @@ def _run(argv: list[str]) -> int:
         check_config(given.config)
         if given.mode in OF_A_SEARCH:
             require_search(given.config, f"--mode={given.mode}")
+        require_mode(given.config, given.mode)
     _refuse_ensembles(given, root)
     return RUNNERS[given.mode](given, given.config, root)
 
@@ -102,10 +104,10 @@ def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> in
     where = {"coordinator": given.coordinator, "count": given.hosts, "index": given.host}
     with join(**where, timeout=given.host_timeout) as hosts:
         # Only now: nothing may ask for devices before the hosts have found each other.
-        from seq2seq_jax.experiment import versions
         from seq2seq_jax.modes.evaluate import evaluate
         from seq2seq_jax.modes.members import join_members, train_members
         from seq2seq_jax.modes.train import train
+        from seq2seq_jax.provenance import versions
         from seq2seq_jax.workdir import Folder, claim, list_members
 
         keys = {f"config.{key}": value for key, value in flatten(config).items()}
@@ -185,6 +187,14 @@ def _report(results: dict[str, Any], root: Path, *, as_json: bool) -> int:
         if "attention" in sample:
             print(f"  attention  {root / sample['attention']}")
     print(f"\ntest ({scores['sentences']} sentences, step {scores['step']}, {scores['search']}):")
+    for name in ("wer", "cer") if "wer" in scores else ():
+        print(f"  {name:26s}{scores[name]:6.2f}   {scores['signature']}")
+    if "wer" in scores:
+        counts = ("substitutions", "deletions", "insertions", "words")
+        print("  " + ", ".join(f"{scores[name]} {name}" for name in counts))
+        for group, found in scores.get("groups", {}).items():
+            print(f"  {group}: wer {found['wer']:.2f}, cer {found['cer']:.2f}")
+        print(f"  report: {root / scores['report']}")
     for name in ("bleu", "chrf", "bleu_tokenized_lowercase"):
         if name in scores:
             print(f"  {name:26s}{scores[name]:6.2f}   {scores[f'{name}_signature']}")
@@ -209,6 +219,18 @@ def _translate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     lines, total = read_input(given.input), count_lines(given.input)
     with contextlib.closing(lines), open_output(given.output) as output:
         translate(config, root, lines, output, nbest=given.nbest, total=total, constraints=given.constraints)
+    return 0
+
+
+def _transcribe(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
+    if not given.input:
+        raise UserError("--input is missing: name a recording, a folder, a pattern or a manifest to transcribe.")
+    _set_up_jax()
+    from seq2seq_jax.modes.members import join_members
+    from seq2seq_jax.modes.transcribe import transcribe
+
+    config, root = join_members(config, root)
+    transcribe(config, root, given.input, given.output, form=given.format or "text")
     return 0
 
 
@@ -298,6 +320,7 @@ RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "train": _run_on_hosts,
     "evaluate": _run_on_hosts,
     "translate": _translate,
+    "transcribe": _transcribe,
     "score": _score,
     "vectors": _vectors,
     "rescore": _rescore,

@@ -7,22 +7,14 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import default_config, with_absolute_prefixes
-from seq2seq_jax.corpora import (
-    Corpus,
-    describe_prepared,
-    list_specs,
-    list_tags,
-    measure_coverage,
-    obtain_vocabs,
-    open_splits,
-    open_test,
-)
+from seq2seq_jax.corpora import Corpus, describe_prepared, list_specs, list_tags, open_splits, open_test
 from seq2seq_jax.data.pipeline import build_batch, tokenise
 from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab import EOS_ID, Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.tasks.engine import Engine
+from seq2seq_jax.vocabularies import measure_coverage, obtain_vocabs
 
 TINY = (
     "--config=configs/gnmt.py",

@@ -29,8 +29,9 @@ from seq2seq_jax.data.pipeline import TokenPairs, batches, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import DivergedError, UserError
-from seq2seq_jax.experiment import Training, count_parameters, make_training, versions
+from seq2seq_jax.experiment import Training, make_training
 from seq2seq_jax.parallel.shard import place_batch
+from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.writers import write_json
 

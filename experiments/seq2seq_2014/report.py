@@ -46,7 +46,7 @@ from seq2seq_jax.evaluate.charts import Curve, Point, draw_curves, draw_plane
 from seq2seq_jax.evaluate.markup import Content, Markup, element, join, table
 from seq2seq_jax.evaluate.report import frame_page
 from seq2seq_jax.evaluate.sentence_space import Distances
-from seq2seq_jax.experiment import versions
+from seq2seq_jax.provenance import versions
 from seq2seq_jax.train.writers import replace_text, write_json
 
 NTH = ("first", "second")

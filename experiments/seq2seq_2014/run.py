@@ -31,7 +31,7 @@ from scores import list_rescoring_jobs, list_score_jobs
 from tables import make_tables, render, write_readme
 
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import versions
+from seq2seq_jax.provenance import versions
 from seq2seq_jax.train.writers import format_duration, replace_text, write_json
 
 HERE = Path(__file__).resolve().parent

@@ -31,7 +31,7 @@ class Ragged:
     """Sequences of different lengths in one array.
 
     Attributes:
-        flat: all tokens, one sequence after the other, int32.
+        flat: all tokens, one sequence after the other, int32; of speech all frames, `[frames, samples]` float32.
         offsets: `[N + 1]` int64; sequence i is `flat[offsets[i]:offsets[i + 1]]`.
     """
 
@@ -152,6 +152,12 @@ def build_batch(
     sources, targets = pairs.read(ids[real])
     if redraw is not None:
         sources, targets = redraw(sources, targets, ids[real], planned)
+    speech = sources.flat.ndim > 1
+    if speech:  # what could not be read has no frames: its row only fills
+        found = np.flatnonzero(real)[sources.lengths > 0]
+        real = np.isin(np.arange(len(ids)), found)
+        ids = np.where(real, ids, -1)
+        places = np.where(real, places, -1)
     source, source_mask = pad_rows(sources, places, planned.shape.source_len)
     body, body_mask = pad_rows(targets, places, planned.shape.target_len)
     lengths = body_mask.sum(axis=1)
@@ -170,6 +176,8 @@ def build_batch(
         "example_ids": ids.astype(np.int32),
         "row_mask": real,
     }
+    if speech:
+        leaves["epochs"] = np.full(len(ids), planned.epoch, np.int32)
     return Batch(**leaves)
 
 
@@ -200,7 +208,7 @@ def _build_packed(pairs: Pairs, planned: PlannedBatch, ids: np.ndarray) -> Batch
 
 
 def pad_rows(ragged: Ragged, ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences `ids` (-1 for none) side by side: tokens `[rows, length]` int32, zero where padded, and the mask.
+    """Sequences `ids` (-1 for none) side by side: `[rows, length, ...]`, zero where padded, and the mask.
 
     Raises:
         ValueError: a sequence is longer than `length`.
@@ -212,7 +220,7 @@ def pad_rows(ragged: Ragged, ids: np.ndarray, length: int) -> tuple[np.ndarray, 
         raise ValueError(f"`length` must be at least {lengths.max()} to hold the longest row, but is {length} instead.")
     positions = np.arange(length)
     mask = positions < lengths[:, None]  # [rows, length]
-    tokens = np.full(mask.shape, PAD_ID, np.int32)
+    tokens = np.full((*mask.shape, *ragged.flat.shape[1:]), PAD_ID, ragged.flat.dtype)
     tokens[mask] = ragged.flat[(starts[:, None] + positions)[mask]]
     return tokens, mask
 

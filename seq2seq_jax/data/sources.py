@@ -35,12 +35,13 @@ class ParallelText:
     """Sentences and their translations, in step.
 
     Attributes:
-        source: one sentence each.
+        source: one sentence each; of speech, one clip each: a file's name, see `data.audio.parse_clip`.
         target: as many translations, or None where there are none (text to translate).
         name: where it came from, for messages.
         digest: sha256 over the sentences of both sides; the same for plain, gzipped and TSV files.
         tags: names of the tokens put before each source, such as "2de".
         languages: codes of source and target; "" where nobody said.
+        groups: names and sizes of the parts that follow each other in it, where they are to be scored apart, too.
     """
 
     source: list[str]
@@ -49,6 +50,7 @@ class ParallelText:
     digest: str
     tags: tuple[str, ...] = ()
     languages: tuple[str, str] = ("", "")
+    groups: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)

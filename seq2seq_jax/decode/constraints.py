@@ -120,12 +120,18 @@ def constrain(decoder: Decoder, *, eos_id: int, no_repeat_ngram: int = 0, max_lo
 
         return step_fn
 
-    return dataclasses.replace(decoder, encode=encode, init_cache=init_cache, make_step=make_step)
+    return dataclasses.replace(
+        decoder,
+        encode=encode,
+        init_cache=init_cache,
+        make_step=make_step,
+        attended=lambda held: decoder.attended(held.inner),
+    )
 
 
 def _hold(inner: PyTree, inputs: Inputs) -> _Held:
     """The constraints as the step reads them; what has no width is left out."""
-    asked, rows = inputs.constraints, jnp.zeros_like(inputs.source[:, 0], jnp.int32)
+    asked, rows = inputs.constraints, jnp.zeros_like(inputs.source_mask[:, 0], jnp.int32)
     held = _Held(inner, rows, None, None, None, None, inputs.max_lengths)
     if asked is None:
         return held

@@ -42,7 +42,7 @@ class Constraints:
 class Inputs:
     """What is known of each row before its search."""
 
-    source: Array  # [B, S] int32
+    source: Array  # [B, S] int32; of speech [B, S, W] float32
     source_mask: Array  # [B, S] bool
     constraints: Constraints | None = None
     max_lengths: Array | None = None  # [B] int32, longest output, eos included; read by what must fit into it
@@ -68,6 +68,7 @@ class Decoder:
       init_cache: `(params, held, max_len) -> cache` before the first step, with room for `max_len` steps; leaves
         `[B, ...]`.
       make_step: `(params, held) -> step`.
+      attended: `held -> mask [B, S]` of what the steps' attention is over; None: of the source.
       prepare: `params -> params` that all of these take as well, and are quicker with where they are called again;
         compiles what it needs itself, so that the given arrays are shared.
     """
@@ -76,6 +77,7 @@ class Decoder:
     init_cache: Callable[[PyTree, PyTree, int], Cache]
     make_step: Callable[[PyTree, PyTree], Step]
     prepare: Callable[[PyTree], PyTree] = lambda params: params
+    attended: Callable[[PyTree], Array | None] = lambda held: None
 
 
 def seq2seq_decoder(model: nn.Module, *, vocab_axes: tuple[str, ...] = (), vocab_size: int | None = None) -> Decoder:
@@ -94,7 +96,7 @@ def seq2seq_decoder(model: nn.Module, *, vocab_axes: tuple[str, ...] = (), vocab
     def prepare(params: PyTree) -> PyTree:
         return Prepared(params, _compiled_weights(model, params) if isinstance(model, QuickSteps) else None)
 
-    return Decoder(encode, init_cache, make_step, prepare)
+    return Decoder(encode, init_cache, make_step, prepare, attended=lambda held: held.mask)
 
 
 def _plain(params: PyTree) -> PyTree:
@@ -120,7 +122,7 @@ def language_model_decoder(
     decoder = seq2seq_decoder(model, vocab_axes=vocab_axes, vocab_size=vocab_size)
 
     def encode(params: PyTree, inputs: Inputs) -> PyTree:
-        source = jnp.zeros_like(inputs.source, shape=(inputs.source.shape[0], 1))
+        source = jnp.zeros_like(inputs.source_mask, jnp.int32, shape=(inputs.source.shape[0], 1))
         return decoder.encode(params, Inputs(source, source > 0))
 
     return dataclasses.replace(decoder, encode=encode)
@@ -180,7 +182,7 @@ def ensemble(
     def prepare(params: PyTree) -> PyTree:
         return tuple(each.prepare(own) for each, own in zip(decoders, params, strict=True))
 
-    return Decoder(encode, init_cache, make_step, prepare)
+    return Decoder(encode, init_cache, make_step, prepare, attended=lambda held: decoders[0].attended(held[0]))
 
 
 def _make_shares(members: int, weights: Sequence[float] | None) -> tuple[float, ...]:
@@ -252,7 +254,7 @@ def fuse(decoder: Decoder, language_model: Decoder, weight: float) -> Decoder:
     def prepare(params: PyTree) -> PyTree:
         return decoder.prepare(params[0]), language_model.prepare(params[1])
 
-    return Decoder(encode, init_cache, make_step, prepare)
+    return Decoder(encode, init_cache, make_step, prepare, attended=lambda held: decoder.attended(held[0]))
 
 
 def seq2seq_step(

@@ -59,7 +59,7 @@ def save_attention_map(
     if not np.isfinite(weights).all():
         raise ValueError("`weights` must be finite, but hold NaN or infinity instead.")
     figure = _draw(weights, source_pieces, target_pieces, title)
-    _write_whole(figure, Path(path))
+    write_picture(figure, Path(path))
 
 
 def _draw(weights: np.ndarray, source_pieces: Sequence[str], target_pieces: Sequence[str], title: str) -> Figure:
@@ -72,18 +72,18 @@ def _draw(weights: np.ndarray, source_pieces: Sequence[str], target_pieces: Sequ
     axes = figure.add_subplot()
     image = axes.imshow(weights, cmap="gray", vmin=0.0, vmax=max(float(weights.max()), 1e-6), interpolation="nearest")
     axes.set_aspect("auto" if width > _MAX_INCHES or height > _MAX_INCHES else "equal")
-    fonts = _font_families()
+    fonts = find_fonts()
     _label(axes, source_pieces, target_pieces, fonts)
     if title:
-        axes.set_title(_printable(title), family=fonts, fontsize=10, parse_math=False)
+        axes.set_title(make_printable(title), family=fonts, fontsize=10, parse_math=False)
     figure.colorbar(image, ax=axes, shrink=min(1.0, 6.0 / rows), pad=0.02).ax.tick_params(labelsize=8)
     return figure
 
 
 def _label(axes: Axes, source_pieces: Sequence[str], target_pieces: Sequence[str], fonts: list[str]) -> None:
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(source_pieces)), [_printable(p) for p in source_pieces], rotation=90)
-    axes.set_yticks(range(len(target_pieces)), [_printable(p) for p in target_pieces])
+    axes.set_xticks(range(len(source_pieces)), [make_printable(p) for p in source_pieces], rotation=90)
+    axes.set_yticks(range(len(target_pieces)), [make_printable(p) for p in target_pieces])
     axes.tick_params(length=0)
     for text in axes.get_xticklabels() + axes.get_yticklabels():
         text.set_parse_math(False)  # "$" is a price, not mathematics
@@ -95,17 +95,18 @@ def _longest(pieces: Sequence[str]) -> int:
     return max(len(piece) for piece in pieces)
 
 
-def _printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Line breaks and other control characters would tear a label apart."""
     return "".join(c if c.isprintable() else "␣" if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _font_families() -> list[str]:
+def find_fonts() -> list[str]:
+    """Families that together have the letters of most scripts, those that are installed."""
     installed = set(font_manager.get_font_names())
     return ["DejaVu Sans"] + [name for name in _FALLBACK_FONTS if name in installed]
 
 
-def _write_whole(figure: Figure, path: Path) -> None:
+def write_picture(figure: Figure, path: Path) -> None:
     """Writes beside the goal and renames, so that no reader meets half a picture."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix or ".png")
     try:

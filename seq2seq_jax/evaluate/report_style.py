@@ -48,6 +48,10 @@ article { margin: 1rem 0; padding: .75rem 1rem; background: var(--raised); borde
 article h4 { margin: 0 0 .4rem; } dl { display: grid; grid-template-columns: minmax(5rem, auto) 1fr; gap: .2rem .8rem;
   margin: 0; } dt { color: var(--soft); } dd { margin: 0; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
+.step { display: inline-block; vertical-align: middle; text-align: center; margin: .1rem .15rem; padding: 0 .3rem;
+  border: 1px solid currentColor; border-radius: .25rem; line-height: 1.25; } .step span { display: block; }
+.step.substitution { color: var(--s1); } .step.deletion { color: var(--s0); } .step.insertion { color: var(--s3); }
+.aligned { line-height: 2.1; margin: 0; }
 mark { background: var(--mark); color: var(--mark-ink); text-decoration: underline; border-radius: .15rem; }
 img { max-width: 100%; height: auto; background: #fff; } summary { cursor: pointer; }
 code { font-size: .9em; } @media print { details > * { display: block; } nav { display: none; } }

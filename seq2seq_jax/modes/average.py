@@ -20,17 +20,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import load_config
-from seq2seq_jax.corpora import obtain_vocabs
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.experiment import build, hash_parameters, versions
+from seq2seq_jax.experiment import build
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import best_by
 from seq2seq_jax.modes.new_folder import make_folder
 from seq2seq_jax.modes.scoring import say, warn
+from seq2seq_jax.provenance import hash_parameters, versions
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.manifest import MANIFEST
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.vocabularies import obtain_vocabs
 from seq2seq_jax.workdir import Folder
 
 SAME = {"vocab_sha256": "vocabulary", "config_sha256": "config", "train_sha256": "training corpus"}

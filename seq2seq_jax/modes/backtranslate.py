@@ -40,11 +40,12 @@ from seq2seq_jax.config import (
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import CorpusSpec, parse_corpora, without_name
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import Experiment, hash_parameters
+from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.train import train
+from seq2seq_jax.provenance import hash_parameters
 from seq2seq_jax.tasks.methods import make_ranking
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.signals import StopSignal

@@ -19,9 +19,9 @@ from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.compare import System, compare_systems
 from seq2seq_jax.evaluate.report import METRICS, RunFacts, render_page, tell_verdict
-from seq2seq_jax.experiment import versions
 from seq2seq_jax.modes.lines import read_input
 from seq2seq_jax.modes.scoring import say
+from seq2seq_jax.provenance import versions
 from seq2seq_jax.train.writers import format_duration
 from seq2seq_jax.workdir import Folder
 

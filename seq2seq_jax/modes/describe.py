@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from seq2seq_jax.arithmetic import count_token
 from seq2seq_jax.config import vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.experiment import Training, count_bytes, count_parameters, make_training
+from seq2seq_jax.experiment import Training, make_training
 from seq2seq_jax.modes.largest_batch import longest_shape, most_slots
 from seq2seq_jax.parallel.shard import plan_leaves
+from seq2seq_jax.provenance import count_bytes, count_parameters
 
 
 def describe(config: ConfigDict, root: Path) -> dict[str, Any]:

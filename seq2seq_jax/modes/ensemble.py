@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from seq2seq_jax.config import load_config, require_search, takes_source
+from seq2seq_jax.decode.arpa import read_arpa
+from seq2seq_jax.decode.ngram import NGram, find_missing, make_ngram, ngram_decoder
 from seq2seq_jax.decode.steps import Decoder, ensemble, fuse, language_model_decoder
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.workdir import Folder, list_members
@@ -20,8 +26,8 @@ from seq2seq_jax.workdir import Folder, list_members
 def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree]:
     """What searches, and with which parameters: a run alone, or with those that its config names.
 
-    Reads `config.decode.ensemble` (runs' folders or exported models, separated by commas; all count alike) and
-    `config.decode.language_model`. They are laid out over the devices as the run itself is.
+    Reads `config.decode.ensemble` (runs' folders or exported models, separated by commas; all count alike),
+    `config.decode.language_model` and `config.decode.ngram`. They are laid out over the devices as the run itself is.
 
     Args:
         experiment: of the run.
@@ -59,6 +65,9 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
             )
         program = _fuse(program, member, keys.language_model_weight)
         params = (params, own)
+    if keys.ngram.strip():
+        program, ngram = _fuse_ngram(program, experiment)
+        params = (params, ngram)
     return program, params
 
 
@@ -121,3 +130,24 @@ def _fuse(program: Program, member: Experiment, weight: float) -> Program:
         return fuse(first(execution), language_model_decoder(model, vocab_axes=axes, vocab_size=size), weight)
 
     return dataclasses.replace(program, build=build, boxed=(program.boxed, training.program.boxed))
+
+
+def _fuse_ngram(program: Program, experiment: Experiment) -> tuple[Program, NGram]:
+    """A program with an n-gram model of the vocabulary's pieces beside it, and that model on all devices."""
+    keys, vocab = experiment.config.decode, experiment.vocabs.target
+    # No word of such a file has a blank in it.
+    pieces = [piece.replace(" ", "\u2581") for piece in vocab.pieces(range(vocab.size))]
+    arpa = read_arpa(Path(keys.ngram.strip()).expanduser())
+    ngram = make_ngram(arpa, pieces, bos_id=vocab.bos_id, eos_id=vocab.eos_id, pad_id=vocab.pad_id)
+    if missing := [piece for piece in find_missing(arpa, pieces[vocab.first_id :])]:
+        say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
+    first, sizes = program.build, program.layout.mesh.shape
+
+    def build(execution: Execution) -> Decoder:
+        axes = execution.vocabulary.axes
+        parts = math.prod(sizes[axis] for axis in axes)
+        own = ngram_decoder(vocab_axes=axes, width=-(-vocab.size // parts) * parts)
+        return fuse(first(execution), own, keys.ngram_weight)
+
+    everywhere = jax.tree.map(lambda leaf: jax.device_put(leaf, program.place()), ngram)
+    return dataclasses.replace(program, build=build, boxed=(program.boxed, jax.eval_shape(lambda: ngram))), everywhere

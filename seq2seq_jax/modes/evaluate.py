@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import RESUMABLE, check_resume, load_config, with_absolute_prefixes
-from seq2seq_jax.corpora import obtain_vocabs, open_test, prepared_folder
+from seq2seq_jax.corpora import open_test, prepared_folder
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.experiment import Experiment, build, count_parameters, versions
+from seq2seq_jax.experiment import Experiment, build
 from seq2seq_jax.modes.scoring import evaluate_test, warn
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
+from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.serve.model_folder import is_model_folder, nest, read_model
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.manifest import check_leaves
@@ -22,6 +23,7 @@ from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import BEST
 from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.vocabularies import obtain_vocabs
 from seq2seq_jax.workdir import Folder, list_members
 
 OF_TRAINING = ("data.", "clean.", "train.", "sequence.")

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from seq2seq_jax.config import default_config, flatten
 from seq2seq_jax.corpora import holds_out
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import count_parameters, versions
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.new_folder import make_folder
 from seq2seq_jax.modes.scoring import say
+from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.serve.model_card import CardFacts, write_card
 from seq2seq_jax.serve.model_folder import hash_tensors, is_model_folder, write_model
 from seq2seq_jax.workdir import Folder

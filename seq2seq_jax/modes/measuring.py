@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from seq2seq_jax.corpora import DEV_SHAPES, plan_in_order
-from seq2seq_jax.data.pipeline import TokenPairs, build_batch, tokenise
+from seq2seq_jax.data.pipeline import Pairs, build_batch, tokenise
 from seq2seq_jax.data.plan import BatchPlan
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.experiment import Experiment
@@ -25,7 +25,7 @@ Measure = Callable[[PyTree], dict[str, float]]
 
 
 def make_measure(
-    experiment: Experiment, pairs: TokenPairs, plan: BatchPlan, hosts: Hosts, *, poll: Callable[[], None]
+    experiment: Experiment, pairs: Pairs, plan: BatchPlan, hosts: Hosts, *, poll: Callable[[], None]
 ) -> Measure:
     """Builds what measures a text; its loss is that of training without dropout and label smoothing.
 
@@ -47,7 +47,7 @@ def make_measure(
             planned = plan.batch(n)
             batch = build_batch(pairs, planned, rows=rows_here(mesh, planned.shape.rows))
             sums = jax.device_get(sums_of(params, place_batch(batch, mesh)))
-            total = {name: value + float(sums[name]) for name, value in total.items()}
+            total = {name: value + float(sums.get(name, 0.0)) for name, value in total.items()}
         hosts.gather("dev")
         tokens = max(total["weight"], 1.0)
         mean = total["nll"] / tokens

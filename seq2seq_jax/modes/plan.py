@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.config import has_search, vocab_sizes
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.experiment import Training, count_parameters, make_training
+from seq2seq_jax.experiment import Training, make_training
 from seq2seq_jax.modes.largest_batch import count_slots, longest_shape, spread_batch, suggest_smaller
 from seq2seq_jax.modes.scoring import describe_search, say
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
+from seq2seq_jax.provenance import count_parameters
 
 
 def plan(

@@ -12,14 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import with_absolute_prefixes
-from seq2seq_jax.corpora import (
-    describe_prepared,
-    holds_out,
-    list_specs,
-    obtain_vocabs,
-    prepared_folder,
-    takes_vocabulary,
-)
+from seq2seq_jax.corpora import describe_prepared, holds_out, list_specs, prepared_folder, takes_vocabulary
 from seq2seq_jax.data.clean import CleanRules
 from seq2seq_jax.data.prepare import prepare as prepare_corpora
 from seq2seq_jax.data.sources import ParallelText
@@ -28,6 +21,7 @@ from seq2seq_jax.data.survey import Order
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.train.writers import format_duration
+from seq2seq_jax.vocabularies import obtain_vocabs
 from seq2seq_jax.workdir import Folder
 
 

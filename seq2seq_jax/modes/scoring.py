@@ -18,8 +18,10 @@ from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.measuring import measure_test
+from seq2seq_jax.modes.recognising import evaluate_speech
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.serve.translate import moses_nbest
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Restored
@@ -64,6 +66,10 @@ def evaluate_test(
     if not has_search(config.model):
         say(f"filling hidden tokens of {len(test)} test sentences from step {chosen.step}")
         return measure_test(experiment, chosen, test, hosts, poll=poll)
+    if reads_speech(config.model):
+        own = models or (experiment.training.program, chosen.state.averaged)
+        how = describe_search(config.decode)
+        return evaluate_speech(experiment, chosen, test, folder, stop, hosts, own, say=say, search=how)
     program, params = models or (experiment.training.program, chosen.state.averaged)
     get_references(test)  # refuses before the work, not after it
     say(f"translating {len(test)} test sentences by {describe_search(config.decode)} from step {chosen.step}")
@@ -80,8 +86,8 @@ def evaluate_test(
 
 def describe_search(keys: ConfigDict) -> str:
     """What `config.decode` searches with, in words: "beam 5", or "beam 5 (preset fairseq, ensemble with b, c)"."""
-    if keys.method == "beam":
-        found = f"beam {keys.beam_size}"
+    if keys.method in ("beam", "prefix_beam"):
+        found = f"{keys.method.replace('_', ' ')} {keys.beam_size}"
     elif keys.method == "minimum_bayes_risk":
         found = f"{keys.method} of {keys.candidates} candidates from {keys.candidates_from}"
     else:
@@ -90,6 +96,10 @@ def describe_search(keys: ConfigDict) -> str:
     for key, words in (("ensemble", "ensemble with"), ("language_model", "language model")):
         if names := [Path(name.strip()).name for name in keys[key].split(",") if name.strip()]:
             more.append(f"{words} {', '.join(names)}")
+    if keys.ngram:
+        more.append(f"n-gram model {Path(keys.ngram).name}")
+    if keys.ctc_weight:
+        more.append(f"CTC {keys.ctc_weight:g}")
     if keys.preset != "default":
         more.insert(0, f"preset {keys.preset}")
     return f"{found} ({', '.join(more)})" if more else found

@@ -18,26 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import check_resume, hash_config, load_config, with_absolute_prefixes
-from seq2seq_jax.corpora import (
-    Corpus,
-    Splits,
-    find_prepared,
-    measure_coverage,
-    obtain_vocabs,
-    open_splits,
-)
+from seq2seq_jax.corpora import Corpus, Splits, find_prepared, open_splits
 from seq2seq_jax.data.coverage import Coverage, describe_coverage
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.experiment import (
-    Experiment,
-    build,
-    count_parameters,
-    hash_parameters,
-    make_model,
-    versions,
-)
+from seq2seq_jax.experiment import Experiment, build, make_model
 from seq2seq_jax.modes.dev_scores import make_dev_evaluation
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import best_by
@@ -46,6 +32,7 @@ from seq2seq_jax.modes.sequence_step import make_sequence_step
 from seq2seq_jax.modes.warm_start import warm_start
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
+from seq2seq_jax.provenance import count_parameters, hash_parameters, versions
 from seq2seq_jax.train.accumulation import AccumulatedStep, Groups
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, Step, evaluate_and_log, fit
@@ -55,6 +42,7 @@ from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import Evaluations
 from seq2seq_jax.train.tensorboard import TensorBoard, check_tensorboard
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
+from seq2seq_jax.vocabularies import measure_coverage, obtain_vocabs
 from seq2seq_jax.workdir import Folder
 
 Check = Callable[[Mapping[str, str]], None]

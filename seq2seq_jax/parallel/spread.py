@@ -69,14 +69,14 @@ def spread_sums(loss: Loss, layout: Layout, boxed: PyTree) -> Callable[[PyTree, 
     return jax.shard_map(local, mesh=layout.mesh, in_specs=(specs, rows), out_specs=PartitionSpec())
 
 
-def spread_rows(make: Callable[[PyTree, Batch], Array], layout: Layout, boxed: PyTree) -> Any:
-    """What `make(params, batch)` makes of each row, `[B, ...]`, on the mesh."""
+def spread_rows(make: Callable[[PyTree, Batch], PyTree], layout: Layout, boxed: PyTree) -> Any:
+    """What `make(params, batch)` makes of each row, leaves `[B, ...]`, on the mesh."""
     if layout.step == "jit":
         return make
     leaves = plan_leaves(boxed, layout)
     specs = specs_at_rest(leaves)
 
-    def local(params: PyTree, batch: Batch) -> Array:
+    def local(params: PyTree, batch: Batch) -> PyTree:
         return make(take_parts(leaves, params, layout.rows), batch)
 
     rows = PartitionSpec(layout.rows)

@@ -125,7 +125,7 @@ class Engine:
 
         Args:
             params: of the program.
-            sources: tokens of each, int32.
+            sources: tokens of each, int32; of speech its frames, `[S, W]` float32.
             numbers: what the draws of each are keyed by; by default its place.
             constraints: leaves `[N + 1, ...]`, the last row asking nothing.
             least: what the longest output of each must at least be.
@@ -134,11 +134,13 @@ class Engine:
         Yields:
             The place of a source and what was found for it, NumPy arrays `[K, ...]`, as they come.
         """
+        if not sources:
+            return
         asked = Asked(sources, range(len(sources)) if numbers is None else numbers, constraints, least or ())
         bound = _Bound(self, self.prepare(params), asked)
         if len(sources) > min(FEW[-1], self.rows):
             yield from roll(bound, [len(source) for source in sources], poll=poll, tally=self.tally)
-        elif sources:
+        else:
             poll()
             yield from bound.search_few()
 
@@ -206,8 +208,9 @@ class Asked:
 
     def pad(self, rows: Sequence[int], source: int, search: Search) -> Given:
         """Rows padded to a source length; -1 only fills."""
-        tokens: Any = np.zeros((len(rows), source), np.int32)
-        mask: Any = np.zeros(tokens.shape, bool)
+        like = self.sources[0]
+        tokens: Any = np.zeros((len(rows), source, *like.shape[1:]), like.dtype)
+        mask: Any = np.zeros((len(rows), source), bool)
         longest: Any = np.zeros(len(rows), np.int32)
         shortest, numbers = np.zeros_like(longest), np.zeros_like(longest)
         index: Any = np.array(rows)

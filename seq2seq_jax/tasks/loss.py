@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID
-from seq2seq_jax.interfaces import Array, Batch, Packing, PyTree, Sums
+from seq2seq_jax.interfaces import Array, Batch, Memory, Packing, PyTree, Sums
 from seq2seq_jax.parallel.draws import keyed_uniform
 from seq2seq_jax.parallel.log_probs import sample_tokens
 from seq2seq_jax.parallel.softmax import cross_entropy
@@ -60,42 +60,74 @@ def make_loss(
     def loss(params: PyTree, batch: Batch, key: Array | None, step: Array | None) -> tuple[Array, Sums]:
         run, keys = make_runner(model, params, key if train else None, train=train, packing=batch.packing)
         memory = run("encode", keys[0], batch.source, batch.source_mask)
-        kernel, bias = model.apply({"params": params}, method="softmax_weights")
-        shared = {"chunk": chunk, "split": model.execution.vocabulary, "vocab_size": model.config.target_vocab}
-
-        def decode(target_in: Array) -> Array:
-            return run("decode", keys[1], target_in, memory).hidden
-
-        target_in = batch.target_in
-        if own_tokens is not None and train and key is not None and step is not None:
-
-            def sample(hidden: Array, uniform: Array) -> Array:
-                # Neither bos, eos nor padding is ever read after the first step of a search.
-                return sample_tokens(hidden, kernel, bias, uniform, forbidden=(BOS_ID, EOS_ID, PAD_ID), **shared)
-
-            rows = model.execution.row_numbers(target_in.shape[0])
-            rate, own_key = own_tokens.rate(step), jax.random.fold_in(key, 2)  # 0 and 1 are the two of `make_runner`
-
-            def mix() -> Array:
-                return mix_own_tokens(decode, sample, batch, own_key, rows, rate=rate, passes=own_tokens.passes)
-
-            target_in = jax.lax.cond(rate > 0, mix, lambda: batch.target_in)  # before its start it costs nothing
-        weights = batch.target_mask.astype(jnp.float32)
-        sums = cross_entropy(
-            decode(target_in), kernel, bias, batch.target_out, weights, label_smoothing=label_smoothing, **shared
+        own = own_tokens if train else None
+        sums = spell(
+            run, memory, batch, keys[1], key, step, label_smoothing=label_smoothing, chunk=chunk, own_tokens=own
         )
-        tokens = jnp.sum(weights)
-        return sums.loss, {
-            "loss": sums.loss,
-            "nll": sums.nll,
-            "correct": sums.correct,
-            "weight": tokens,
-            "target_tokens": tokens,
+        return sums["loss"], {
+            **sums,
             "source_tokens": jnp.sum(batch.source_mask.astype(jnp.float32)),
             "rows": count_examples(batch),
         }
 
     return loss
+
+
+def spell(
+    run: Runner,
+    memory: Memory,
+    batch: Batch,
+    dropout: Array | None,
+    key: Array | None,
+    step: Array | None,
+    *,
+    label_smoothing: float,
+    chunk: int,
+    own_tokens: OwnTokens | None = None,
+) -> dict[str, Array]:
+    """What a decoder makes of its memory under teacher forcing: sums of the cross-entropy of a batch's targets.
+
+    Args:
+        run: see `make_runner`.
+        memory: of the batch's sources.
+        batch: its targets.
+        dropout: key of the decoder's dropout.
+        key, step: of the training step; None where nothing is trained.
+        label_smoothing, chunk, own_tokens: see `make_loss`.
+    """
+    model = run.model
+    kernel, bias = run.get("softmax_weights")
+    shared = {"chunk": chunk, "split": model.execution.vocabulary, "vocab_size": model.config.target_vocab}
+
+    def decode(target_in: Array) -> Array:
+        return run("decode", dropout, target_in, memory).hidden
+
+    target_in = batch.target_in
+    if own_tokens is not None and key is not None and step is not None:
+
+        def sample(hidden: Array, uniform: Array) -> Array:
+            # Neither bos, eos nor padding is ever read after the first step of a search.
+            return sample_tokens(hidden, kernel, bias, uniform, forbidden=(BOS_ID, EOS_ID, PAD_ID), **shared)
+
+        rows = model.execution.row_numbers(target_in.shape[0])
+        rate, own_key = own_tokens.rate(step), jax.random.fold_in(key, 2)  # 0 and 1 are the two of `make_runner`
+
+        def mix() -> Array:
+            return mix_own_tokens(decode, sample, batch, own_key, rows, rate=rate, passes=own_tokens.passes)
+
+        target_in = jax.lax.cond(rate > 0, mix, lambda: batch.target_in)  # before its start it costs nothing
+    weights = batch.target_mask.astype(jnp.float32)
+    sums = cross_entropy(
+        decode(target_in), kernel, bias, batch.target_out, weights, label_smoothing=label_smoothing, **shared
+    )
+    tokens = jnp.sum(weights)
+    return {
+        "loss": sums.loss,
+        "nll": sums.nll,
+        "correct": sums.correct,
+        "weight": tokens,
+        "target_tokens": tokens,
+    }
 
 
 def count_examples(batch: Batch) -> Array:
@@ -105,20 +137,40 @@ def count_examples(batch: Batch) -> Array:
     return jnp.sum((batch.target_mask & (batch.target_positions == 0)).astype(jnp.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """A model with its parameters, for one batch of a loss.
+
+    Attributes:
+        model: the linen module.
+        params: its parameters.
+        train: with dropout.
+        packed: what its methods are told besides; not all models know of packing.
+    """
+
+    model: nn.Module
+    params: PyTree
+    train: bool
+    packed: Mapping[str, Packing]
+
+    def __call__(self, method: str, key: Array | None, *args: Any) -> Any:
+        """Runs a method that has dropout, drawn by `key`."""
+        rngs = {} if key is None else {"dropout": key}
+        given = {"train": self.train, "rngs": rngs, **self.packed}
+        return self.model.apply({"params": self.params}, *args, method=method, **given)
+
+    def get(self, method: str, *args: Any) -> Any:
+        """Runs a method that draws nothing."""
+        return self.model.apply({"params": self.params}, *args, method=method)
+
+
 def make_runner(
     model: nn.Module, params: PyTree, key: Array | None, *, train: bool, packing: Packing | None = None
-) -> tuple[Callable[..., Any], tuple[Array | None, Array | None]]:
-    """`run(method, key, *args)` of a model, told the `packing` if there is one; and the keys of its two halves."""
+) -> tuple[Runner, tuple[Array | None, Array | None]]:
+    """The runner of a model, told the `packing` if there is one; and the keys of its two halves."""
     # Two keys: each call of apply counts its draws from zero, and the two halves must not share masks.
     keys = (None, None) if key is None else tuple(jax.random.split(key))
-
-    packed = {} if packing is None else {"packing": packing}  # not all models know of it
-
-    def run(method: str, rng: Array | None, *args: Any) -> Any:
-        rngs = {} if rng is None else {"dropout": rng}
-        return model.apply({"params": params}, *args, train=train, method=method, rngs=rngs, **packed)
-
-    return run, keys
+    return Runner(model, params, train, {} if packing is None else {"packing": packing}), keys
 
 
 def mix_own_tokens(

@@ -169,7 +169,9 @@ def start_search(
 ) -> tuple[PyTree, State]:
     """Encodes; what is held, and the state of a search for outputs up to `max_len`, with room for `room` steps yet."""
     held = decoder.encode(params, inputs)
-    step = decoder.make_step(params, held)
+    step, attended = decoder.make_step(params, held), decoder.attended(held)
+    if attended is not None:  # speech: a memory has fewer steps than the source has frames
+        rows = dataclasses.replace(rows, source_mask=attended)
 
     def begin(room: int) -> State:
         return method.start(step, decoder.init_cache(params, held, room), rows, max_len=room)
@@ -192,7 +194,7 @@ def _attends(decoder: Decoder, params: PyTree, inputs: Inputs) -> bool:
 
     def step() -> Array | None:
         held = decoder.encode(params, inputs)
-        tokens = inputs.source[:, 0]
+        tokens = jnp.zeros_like(inputs.source_mask[:, 0], jnp.int32)
         return decoder.make_step(params, held)(tokens, tokens, decoder.init_cache(params, held, 2)).attention
 
     return jax.eval_shape(step) is not None

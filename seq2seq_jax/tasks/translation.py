@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from seq2seq_jax.data.pipeline import tag_ids
-from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab import Vocab, Vocabs
 from seq2seq_jax.decode.beam import Beam
 from seq2seq_jax.decode.steps import Constraints
 from seq2seq_jax.errors import UserError
@@ -163,16 +163,28 @@ class Translator:
 
     def _read(self, found: Hypotheses, source: np.ndarray, *, cut: bool) -> Translation:
         """What was found for one source as text."""
-        vocab, candidates = self.vocabs.target, []
-        for n, length in enumerate(found.lengths.tolist()):
-            if length > 0:
-                tokens = found.tokens[n, :length].tolist()
-                text = " ".join(vocab.decode(tokens).splitlines())  # bytes can spell a line end: one line stays one
-                attention = None
-                if found.attention is not None and n < len(found.attention):
-                    attention = np.array(found.attention[n, :length, : len(source)])
-                score, log_prob = float(found.scores[n]), float(found.log_probs[n])
-                candidates.append(Candidate(text, tokens, score, log_prob, bool(found.finished[n]), attention))
+        candidates = read_candidates(found, self.vocabs.target, len(source))
         if self._rank is not None and candidates:
             candidates = self._rank(candidates)
         return Translation(self.vocabs.source.pieces(source), candidates, cut)
+
+
+def read_candidates(found: Hypotheses, vocab: Vocab, steps: int) -> list[Candidate]:
+    """The hypotheses of one source as text, best first.
+
+    Args:
+        found: leaves `[K, ...]`, NumPy arrays.
+        vocab: of the target.
+        steps: how many of what the attention is over are real.
+    """
+    candidates = []
+    for n, length in enumerate(found.lengths.tolist()):
+        if length > 0:
+            tokens = found.tokens[n, :length].tolist()
+            text = " ".join(vocab.decode(tokens).splitlines())  # bytes can spell a line end: one line stays one
+            attention = None
+            if found.attention is not None and n < len(found.attention):
+                attention = np.array(found.attention[n, :length, :steps])
+            score, log_prob = float(found.scores[n]), float(found.log_probs[n])
+            candidates.append(Candidate(text, tokens, score, log_prob, bool(found.finished[n]), attention))
+    return candidates

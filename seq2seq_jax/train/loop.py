@@ -58,7 +58,7 @@ class CompiledStep:
     def __call__(self, *arguments: Any) -> Any:
         """Takes one step: `(state, batch) -> (state, sums)`."""
         batch: Batch = arguments[-1]
-        key = (*batch.source.shape, batch.target_in.shape[1])
+        key = (*batch.source_mask.shape, batch.target_in.shape[1])
         if key not in self._compiled:
             started = time.monotonic()
             self._compiled[key] = self._step.lower(*arguments).compile()
@@ -180,7 +180,7 @@ class _Follower:
     def push(self, step: int, sums: Sums, batches: Any) -> None:
         """Notes a step that was sent, and reads the one `LAG` steps before it."""
         whole = jax.tree.leaves(batches, is_leaf=lambda x: isinstance(x, Batch))
-        self._waiting.append((step, sums, sum(batch.source.size + batch.target_in.size for batch in whole)))
+        self._waiting.append((step, sums, sum(batch.source_mask.size + batch.target_in.size for batch in whole)))
         if len(self._waiting) > LAG:
             self._read()
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-BEST: dict[str, Literal["max", "min"]] = {"bleu": "max", "loss": "min"}
+BEST: dict[str, Literal["max", "min"]] = {"bleu": "max", "loss": "min", "wer": "min"}
 """The scores that can rank steps, and which end of each is the good one."""
 
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from seq2seq_jax import keys
+from seq2seq_jax import keys, model_keys
 from seq2seq_jax.config import (
     check_config,
     check_resume,
@@ -24,7 +24,8 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.corpora import open_splits, open_test
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import count_parameters, make_model, make_parameters, make_training
+from seq2seq_jax.experiment import make_model, make_parameters, make_training
+from seq2seq_jax.provenance import count_parameters
 from seq2seq_jax.tasks.methods import make_ranking
 from seq2seq_jax.train.writers import write_json
 
@@ -34,6 +35,8 @@ PRESETS += [("lstm", "small"), ("lstm", "paper"), ("lstm", "paper_eight")]
 PRESETS += [("rnnsearch", ""), ("rnnsearch", "small"), ("rnnsearch", "paper")]
 PRESETS += [("bert", preset) for preset in ("", "multi30k", "multi30k_cpu", "base")]
 PRESETS += [("gpt", preset) for preset in ("", "multi30k", "language_model", "gpt2")]
+PRESETS += [("las", preset) for preset in ("", "an4", "paper", "librispeech")]
+PRESETS += [("ctc", preset) for preset in ("", "an4", "conformer")]
 OF_TRANSFORMER = ("", "small", "multi30k", "multi30k_cpu", "base", "big", "deep_shallow")
 PRESETS += [("transformer", preset) for preset in OF_TRANSFORMER]
 
@@ -60,7 +63,7 @@ def test_presets_build(name, preset):
     assert count_parameters(shapes) > 100_000
 
 
-@pytest.mark.parametrize("name", ["bert", "gnmt", "gpt", "language_model", "lstm", "rnnsearch", "transformer"])
+@pytest.mark.parametrize("name", sorted({name for name, _ in PRESETS}))
 def test_docstrings_show_commands_and_unknown_presets_are_refused(name):
     module = load(name)
     assert f"--config=configs/{name}.py" in module.__doc__ and "arXiv" in module.__doc__
@@ -222,6 +225,41 @@ def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, va
         check_config(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "rule"),
+    [
+        ("gnmt", "decode.ctc_weight", 0.3, r"must be 0 without config\.model\.ctc_head"),
+        ("gnmt", "decode.method", "prefix_beam", "must be 'beam' or another"),
+        ("gnmt", "train.patience_metric", "wer", "must be 'bleu' or 'loss'"),
+        ("las", "train.patience_metric", "bleu", "must be 'wer' or 'loss'"),
+        ("las", "audio.ctc_weight", 1.5, "must be at most 1"),
+        ("las", "data.pack", True, "must be False"),
+        ("las", "vocab.joint", False, "must be True"),
+        ("las", "audio.speeds", "0.9,fast", "must be numbers from 0.5 to 2"),
+        ("las", "audio.window", 1024, "must be at least hop=160 and at most fft=512"),
+        ("las", "audio.high", 9000.0, "must be more than low"),
+        ("las", "parallel.recurrence", "kernel", "must be 'loop'"),
+        ("ctc", "train.label_smoothing", 0.1, "must be 0"),
+        ("ctc", "train.own_tokens", 0.1, "must be 0"),
+        ("ctc", "audio.augment", "XL", "must be one of none, LB, LD, SM, SS, own"),
+    ],
+)
+def test_keys_of_speech_that_do_not_go_together_are_refused(name, key, value, rule):
+    config = load(name).get_config()
+    section, _, last = key.partition(".")
+    config[section][last] = value
+    with pytest.raises(UserError, match=rf"config\.{key} {rule}"):
+        check_config(config)
+
+
+def test_park_et_al_s_listener_says_what_the_paper_says():
+    config = load("las").get_config("librispeech")
+    model, audio = config.model, config.audio
+    assert (model.listener_layers, model.listener_features, model.speller_layers) == (6, 1280, 2)
+    assert (model.subsample, model.reduction, audio.augment, config.vocab.size) == ("conv", 4, "LD", 16_000)
+    assert (config.train.warmup_steps, config.train.decay_start, config.train.decay_steps) == (1000, 40_000, 160_000)
+
+
 def test_saved_config_reads_back_equal(tmp_path):
     config = load("gnmt").get_config("multi30k")
     write_json(tmp_path / "config.json", config.to_dict())
@@ -232,7 +270,7 @@ def test_saved_config_reads_back_equal(tmp_path):
 
 
 def test_every_number_has_a_rule_and_every_rule_a_key():
-    known = {key for model in keys.MODEL_KEYS for key in flatten(default_config(model))}
+    known = {key for model in model_keys.MODEL_KEYS for key in flatten(default_config(model))}
     assert set(keys.AT_LEAST) <= known and set(keys.CHOICES) <= known
     assert set(keys.SHARES) <= known
 

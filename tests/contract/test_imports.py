@@ -24,6 +24,9 @@ ABOVE = {
     "modes": {"main", "command_line"},
     "experiment": {"main", "command_line", "modes"},
     "corpora": {"main", "command_line", "modes", "experiment"},
+    "speech_corpora": {"main", "command_line", "modes", "experiment", "corpora"},
+    "vocabularies": {"main", "command_line", "modes", "experiment"},
+    "speech_experiment": {"main", "command_line", "modes", "experiment"},
 }
 FOR_EVERYONE = {"interfaces", "errors"}
 # Which parts of the package a folder or file may import, besides itself and what is for everyone.
@@ -33,15 +36,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "main": ANYTHING,
     "experiment": ANYTHING,
     "corpora": ANYTHING,
+    "speech_corpora": ANYTHING,
+    "vocabularies": ANYTHING,
+    "speech_experiment": ANYTHING,
+    "provenance": set(),
     "modes": ANYTHING,
     "command_line": {"config"},
-    "loaded_model": {"config", "experiment", "modes.ensemble", "modes.evaluate", "serve", "tasks", "train", "workdir"},
+    "loaded_model": {"config", "experiment", "modes.ensemble", "modes.evaluate", "provenance", "serve"}
+    | {"speech_checks", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
-    "arithmetic": {"config", "train.freezing"},
-    "config": {"keys", "data.spec", "search_checks"},
+    "arithmetic": {"config", "speech_checks", "train.freezing"},
+    "config": {"keys", "model_keys", "data.spec", "search_checks", "speech_checks"},
     "search_checks": set(),
+    "speech_checks": set(),
     "keys": set(),
+    "model_keys": set(),
     "configs": {"config"},
     "tasks": {"data", "decode", "evaluate", "parallel"},
     "models": {"layers", "parallel"},
@@ -58,7 +68,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}
-CONFIG_READERS |= {"arithmetic", "search_checks"}
+CONFIG_READERS |= {"vocabularies"}
+CONFIG_READERS |= {"speech_experiment", "arithmetic", "search_checks", "speech_checks", "speech_corpora"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib")
 

@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 
 from seq2seq_jax import interfaces
+from seq2seq_jax.layers.frontend import Frontend
 from seq2seq_jax.models import MODELS
 from seq2seq_jax.train.optimizers import find_matrices
 
@@ -23,11 +24,18 @@ TRANSFORMER_SIZES = SIZES | {"encoder_layers": 2, "decoder_layers": 2, "heads": 
 TRANSFORMER_SIZES |= {"share_embeddings": "none"}
 GPT_SIZES = SIZES | {"layers": 2, "heads": 2, "feed_forward": 12, "share_embeddings": "target", "max_positions": 19}
 BERT_SIZES = SIZES | {"layers": 2, "heads": 2, "feed_forward": 12, "max_positions": 11}
+FRONTEND = Frontend(rate=800, hop=8, window=20, fft=32, mels=5, low=0.0, normalisation="none")
+SPEECH_SIZES = {"target_vocab": VOCAB, "dropout": 0.2, "frontend": FRONTEND, "reduction": 2, "listener_layers": 2}
+SPEECH_SIZES |= {"listener_features": 8, "heads": 2, "feed_forward": 12, "kernel": 3, "channels": 3}
+LAS_SIZES = SPEECH_SIZES | {"features": 8, "attention_features": 6, "location_filters": 3, "location_width": 3}
 TINY = {
     "bert": BERT_SIZES,
     "bert-encoder": BERT_SIZES
     | {"embedding_norm": False, "head": False, "positions": "sinusoidal", "activation": "relu"},
     "bert-pre": BERT_SIZES | {"norm": "pre", "positions": "relative", "activation": "swiglu", "layers": 1},
+    "ctc": SPEECH_SIZES | {"listener_layers": 3},
+    "ctc-conformer": SPEECH_SIZES | {"listener": "conformer", "subsample": "conv", "reduction": 4},
+    "ctc-convolved": SPEECH_SIZES | {"subsample": "conv", "cell": "gru", "recurrent_dropout": 0.2},
     "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
     "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
     "gnmt-gru": GNMT_SIZES | {"attention_from": "previous_step", "cell": "gru", "attention": "general"},
@@ -40,6 +48,12 @@ TINY = {
     "gpt-language_model": GPT_SIZES | {"source": False},
     "language_model": SIZES | {"layers": 2, "share_embeddings": "target"},
     "language_model-two_tables": SIZES | {"layers": 1, "share_embeddings": "none"},
+    "las": LAS_SIZES | {"frontend": dataclasses.replace(FRONTEND, log="whisper", mel_scale="slaney")},
+    "las-conformer": LAS_SIZES
+    | {"listener": "conformer", "subsample": "vgg", "positions": "relative", "ctc_head": True, "speller_layers": 2},
+    "las-content": LAS_SIZES
+    | {"attention": "content", "subsample": "vgg", "cell": "lstm_peephole", "cells": 10, "layer_norm": True}
+    | {"recurrent_dropout": 0.2, "speller_layers": 2},
     "lstm": SIZES | {"layers": 2},
     "lstm-projected": SIZES | {"layers": 2, "cells": 11, "recurrent_dropout": 0.2},
     "rnnsearch": RNNSEARCH_SIZES,
@@ -68,33 +82,55 @@ class Case:
         module, config = MODELS[name.partition("-")[0]]
         self.name, self.module = name, module(config(**TINY[name] | changes))
         self.masked = isinstance(self.module, interfaces.MaskedModel)
-        inputs = example_inputs()[: 2 if self.masked else 3]
+        self.listens = isinstance(self.module, interfaces.FrameModel)
+        self.decodes = isinstance(self.module, interfaces.Seq2Seq)
+        inputs = (*self.make_source(2, 3), jnp.ones((2, 3), jnp.int32))[: 3 if self.decodes else 2]
         self.boxed = jax.eval_shape(lambda: self.module.init(jax.random.key(0), *inputs))
         rng = np.random.default_rng(0)
         self.params = jax.tree.map(
             lambda leaf: jnp.asarray(rng.normal(0.0, 0.4, leaf.shape), leaf.dtype), nn.meta.unbox(self.boxed)["params"]
         )
         self.graded = compile_quickly(jax.value_and_grad(self.loss, has_aux=True))
-        self.batch = make_batch()
+        self.batch = make_batch(self.listens)
+
+    def make_source(self, rows: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Any source and its mask."""
+        source = jnp.ones((rows, length, FRONTEND.hop)) if self.listens else jnp.ones((rows, length), jnp.int32)
+        return source, jnp.ones((rows, length), bool)
 
     def loss(self, params: dict, batch: interfaces.Batch, dropout: jax.Array | None = None):
         """Cross-entropy summed over real target tokens; also everything that was made on the way.
 
-        Of a masked model it is that of all source tokens, none of them hidden, and there is no decoder's output.
+        Of a masked model it is that of all source tokens, none of them hidden, and there is no decoder's output; nor
+        is there one of a model that labels frames alone, whose loss is that of all frames. One that does both has both.
         """
         rngs = None if dropout is None else {"dropout": dropout}
 
         def run(module):
             memory = module.encode(batch.source, batch.source_mask, train=dropout is not None)
             if self.masked:
-                return memory, None, module.project(module.fill(memory.hidden))
+                return memory, None, module.project(module.fill(memory.hidden)), None
+            frames = module.project_frames(memory) if self.labels_frames else None
+            if not self.decodes:
+                return memory, None, frames, frames
             output = module.decode(batch.target_in, memory, train=dropout is not None)
-            return memory, output, module.project(output.hidden)
+            return memory, output, module.project(output.hidden), frames
 
-        memory, output, logits = self.module.apply({"params": params}, rngs=rngs, method=run)
-        wanted, real = (batch.source, batch.source_mask) if self.masked else (batch.target_out, batch.target_mask)
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
-        return -jnp.sum(jnp.where(real, picked, 0.0)), (memory, output, logits)
+        memory, output, logits, frames = self.module.apply({"params": params}, rngs=rngs, method=run)
+        loss = jnp.zeros(())
+        if self.masked:
+            loss += count_loss(logits, batch.source, batch.source_mask)
+        if self.decodes:
+            loss += count_loss(logits, batch.target_out, batch.target_mask)
+        if frames is not None:
+            labels = jnp.broadcast_to(jnp.arange(frames.shape[1]) % VOCAB, memory.mask.shape)
+            loss += count_loss(frames, labels, memory.mask)
+        return loss, (memory, output, logits)
+
+    @property
+    def labels_frames(self) -> bool:
+        """It has a softmax of frames: always, or where its config says so."""
+        return self.listens and getattr(self.module.config, "ctc_head", True)
 
     @functools.cached_property
     def plain(self):
@@ -108,20 +144,21 @@ class Case:
         return loss, made, gradients
 
 
-def example_inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
-    tokens = jnp.ones((2, 3), jnp.int32)
-    return tokens, tokens > 0, tokens
+def count_loss(logits: jax.Array, wanted: jax.Array, real: jax.Array) -> jax.Array:
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(real, picked, 0.0))
 
 
-def make_batch() -> interfaces.Batch:
-    """Rows of different lengths, with real-looking tokens in the padding."""
+def make_batch(waveform: bool = False) -> interfaces.Batch:
+    """Rows of different lengths, with real-looking tokens, or samples, in the padding."""
     rng = np.random.default_rng(1)
     targets = rng.integers(4, VOCAB, (B, T + 1))
     targets[:, 0] = 2
     source_mask = np.arange(S) < np.array([S, 3, 1, 4])[:, None]
     target_mask = np.arange(T) < np.array([2, T, 4, 1])[:, None]
+    source = rng.integers(4, VOCAB + 2, (B, S)).astype(np.int32)
     batch = interfaces.Batch(
-        source=rng.integers(4, VOCAB + 2, (B, S)).astype(np.int32),
+        source=rng.normal(0.0, 0.3, (B, S, FRONTEND.hop)).astype(np.float32) if waveform else source,
         source_mask=source_mask,
         target_in=targets[:, :-1].astype(np.int32),
         target_out=targets[:, 1:].astype(np.int32),
@@ -136,7 +173,7 @@ def widen(batch: interfaces.Batch) -> interfaces.Batch:
     """Five more source positions, three more target positions and one row that only fills the batch."""
 
     def grow(array: jax.Array, columns: int, filler: int | bool) -> jax.Array:
-        return jnp.pad(array, ((0, 1), (0, columns)), constant_values=filler)
+        return jnp.pad(array, ((0, 1), (0, columns), *[(0, 0)] * (array.ndim - 2)), constant_values=filler)
 
     return dataclasses.replace(
         batch,
@@ -176,9 +213,9 @@ def seq2seq(case: Case) -> Case:
 
 @pytest.fixture
 def trained(case: Case) -> Case:
-    """Every model that learns from tokens: with a decoder, or by filling its source."""
-    if not (case.masked or isinstance(case.module, interfaces.Seq2Seq)):
-        pytest.skip("neither a Seq2Seq nor a MaskedModel")
+    """Every model that learns from sources: with a decoder, by filling its source, or by labelling its frames."""
+    if not (case.masked or case.decodes or case.listens):
+        pytest.skip("neither a Seq2Seq nor a MaskedModel nor a FrameModel")
     return case
 
 
@@ -226,20 +263,21 @@ def test_padding_and_filling_rows_change_nothing(trained):
     assert_near(wide_loss, loss, 1e-6)
     assert_near(wide_gradients, gradients)
     if not trained.masked:  # whose padding is read by padding alone
-        assert_near(wide_logits[:B, :T], logits)
-    assert_near(wide_memory.hidden[:B, :S], memory.hidden)
+        assert_near(wide_logits[:B, : logits.shape[1]], logits)
+    length = memory.hidden.shape[1]
+    assert_near(wide_memory.hidden[:B, :length], memory.hidden)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((wide_memory, wide_output, wide_logits)))
     np.testing.assert_array_equal(np.where(wide_memory.mask[..., None], 0.0, wide_memory.hidden), 0.0)
     if output is not None and output.attention is not None:
-        assert_near(wide_output.attention[:B, :T, :S], output.attention)
-        np.testing.assert_array_equal(wide_output.attention[:B, :, S:], 0.0)
+        assert_near(wide_output.attention[:B, :T, :length], output.attention)
+        np.testing.assert_array_equal(wide_output.attention[:B, :, length:], 0.0)
 
 
 def test_attention_rows_sum_to_one(seq2seq):
-    _, (_, output, _), _ = seq2seq.plain
+    _, (memory, output, _), _ = seq2seq.plain
     if output.attention is None:
         pytest.skip("no attention")
-    assert output.attention.shape == (B, T, S)
+    assert output.attention.shape == (B, T, memory.mask.shape[1])
     assert_near(output.attention.sum(-1), np.ones((B, T)), 1e-6)
 
 
@@ -258,7 +296,7 @@ def test_permuting_the_batch_permutes_the_result(trained):
 def test_memory_and_cache_lead_with_the_batch(seq2seq, batch):
     def start(module):
         tokens = jnp.ones((batch, 3), jnp.int32)
-        memory = module.encode(tokens, tokens > 0, train=False)
+        memory = module.encode(*seq2seq.make_source(batch, 3), train=False)
         cache = module.init_cache(memory, 5)
         return memory, cache, module.decode_step(tokens[:, 0], tokens[:, 0], memory, cache).cache
 
@@ -305,8 +343,12 @@ def test_the_key_decides_what_is_dropped(trained):
 def test_softmax_weights_are_the_projection(trained):
     _, (memory, output, logits), _ = trained.plain
     apply, cls = functools.partial(trained.module.apply, {"params": trained.params}), type(trained.module)
-    kernel, bias = apply(method=cls.softmax_weights)
-    hidden = apply(memory.hidden, method=cls.fill) if trained.masked else output.hidden
+    if trained.labels_frames and not trained.decodes:
+        kernel, bias = apply(method=cls.frame_weights)
+        hidden = memory.hidden
+    else:
+        kernel, bias = apply(method=cls.softmax_weights)
+        hidden = apply(memory.hidden, method=cls.fill) if trained.masked else output.hidden
     want = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64).T
     assert logits.dtype == jnp.float32
     assert_near(logits, want + (0 if bias is None else np.asarray(bias, np.float64)))

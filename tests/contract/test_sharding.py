@@ -27,8 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 VOCAB, ROWS, SOURCE, TARGET = 50, 8, 5, 4  # neither the vocabulary nor the layers divide by eight
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is nearly all that these tests do
 
+SPEECH = {"reduction": 2, "listener_features": 8, "heads": 4, "feed_forward": 10, "kernel": 3, "channels": 3}
+SPELLER = {"attention_features": 8, "location_filters": 3, "location_width": 3}
 MODELS = {
     "bert": {"name": "bert", "layers": 3, "heads": 4, "feed_forward": 10, "max_positions": 16},
+    "ctc": SPEECH | {"name": "ctc", "listener_layers": 3, "subsample": "conv"},
+    "ctc of conformers": SPEECH | {"name": "ctc", "listener": "conformer", "listener_layers": 3, "subsample": "vgg"},
     "gnmt": {"name": "gnmt", "encoder_layers": 4, "decoder_layers": 3, "attention_features": 8},
     "gnmt of the paper": {
         "name": "gnmt",
@@ -50,6 +54,11 @@ MODELS = {
     },
     "gpt": {"name": "gpt", "layers": 3, "heads": 2, "feed_forward": 10, "max_positions": 32, "prefix": "full"},
     "language_model": {"name": "language_model", "layers": 3},
+    "las": SPEECH | SPELLER | {"name": "las", "listener_layers": 3, "ctc_head": True},
+    "las of conformers": SPEECH
+    | SPELLER
+    | {"name": "las", "listener": "conformer", "positions": "relative", "subsample": "conv", "listener_layers": 2}
+    | {"attention": "content", "speller_layers": 2},
     "lstm": {"name": "lstm", "layers": 4},
     "rnnsearch": {"name": "rnnsearch", "embedding_features": 12, "attention_features": 8, "readout_features": 6},
     "rnnsearch of luong": {
@@ -86,6 +95,8 @@ MODELS = {
         "share_embeddings": "target",
     },
 }
+AUDIO = {"rate": 800, "hop": 8, "window": 20, "fft": 32, "mels": 5, "low": 0.0, "normalisation": "none"}
+AUDIO |= {"augment": "own", "freq_masks": 1, "freq_width": 2, "time_masks": 1, "time_width": 2, "time_warp": 1}
 ONE = {"data": 1}
 MESHES = {
     "one": ONE,
@@ -111,7 +122,10 @@ def _eight_devices():
 def train(model: str, mesh: str) -> Training:
     """A tiny training with dropout."""
     config = default_config(MODELS[model]["name"])
-    config.model.update(MODELS[model] | {"features": 8, "dropout": 0.3})
+    width = {} if config.model.name == "ctc" else {"features": 8}
+    config.model.update(MODELS[model] | width | {"dropout": 0.3})
+    if "listener" in config.model:
+        config.audio.update(AUDIO | {"ctc_weight": 0.3 if config.model.get("ctc_head") else 0.0})
     config.train.update(optimizer="sgd", schedule="constant", learning_rate=1.0, warmup_steps=0, clip_norm=0.0)
     config.parallel.update(MESHES[mesh])
     config.masked.share = 0.5
@@ -119,32 +133,44 @@ def train(model: str, mesh: str) -> Training:
     return make_training(config, VOCAB, VOCAB)
 
 
-def make_batch(seed: int = 0) -> Batch:
-    """Sentences of uneven lengths; the last row only fills the batch."""
+def count_source(model: str) -> int:
+    """How long sources are: recordings have more frames than their text has labels."""
+    return 4 * SOURCE if "listener_layers" in MODELS[model] else SOURCE
+
+
+def make_batch(model: str, seed: int = 0) -> Batch:
+    """Sentences, or recordings, of uneven lengths; the last row only fills the batch."""
     generator = np.random.default_rng(seed)
     row_mask = np.arange(ROWS) < ROWS - 1
 
     def mask(length: int) -> np.ndarray:
         return (np.arange(length) < generator.integers(2, length + 1, ROWS)[:, None]) & row_mask[:, None]
 
-    source_mask, target_mask = mask(SOURCE), mask(TARGET)
+    listens = "listener_layers" in MODELS[model]
+    source_mask, target_mask = mask(count_source(model)), mask(TARGET)
     tokens = generator.integers(4, VOCAB, (ROWS, SOURCE + TARGET), dtype=np.int32)
     source, target = np.split(tokens, [SOURCE], axis=1)
+    if listens:
+        frames = generator.normal(0.0, 0.3, (*source_mask.shape, AUDIO["hop"]))
+        source = np.where(source_mask[..., None], frames, 0.0).astype(np.float32)
+    else:
+        source = np.where(source_mask, source, 0)
     return Batch(
-        source=np.where(source_mask, source, 0),
+        source=source,
         source_mask=source_mask,
         target_in=np.where(target_mask, np.roll(target, 1, axis=1), 0),
         target_out=np.where(target_mask, target, 0),
         target_mask=target_mask,
         example_ids=np.where(row_mask, np.arange(ROWS), -1).astype(np.int32),
         row_mask=row_mask,
+        epochs=np.full(ROWS, seed, np.int32) if listens else None,
     )
 
 
 @functools.cache
 def compile_step(model: str, mesh: str):
     training = train(model, mesh)
-    arguments = training.abstract_state(), training.abstract_batch(ROWS, SOURCE, TARGET)
+    arguments = training.abstract_state(), training.abstract_batch(ROWS, count_source(model), TARGET)
     return training.train_step().lower(*arguments).compile(compiler_options=QUICKLY)
 
 
@@ -163,7 +189,7 @@ def take_steps(model: str, mesh: str):
     places = jax.tree.map(lambda x: x.sharding, training.abstract_state())
     state = jax.device_put(zeros.replace(params=start(model)), places)
     for number in range(3):
-        state, sums = step(state, place_batch(make_batch(number), training.mesh))
+        state, sums = step(state, place_batch(make_batch(model, number), training.mesh))
         losses.append(float(sums["loss"] / sums["weight"]))
     return state.params, losses
 
@@ -179,6 +205,10 @@ def take_steps(model: str, mesh: str):
         ("bert", "tensor"),
         ("bert", "stage"),
         ("bert", "three axes"),
+        ("ctc", "data"),
+        ("ctc", "stage"),
+        ("ctc", "4x2"),
+        ("ctc of conformers", "three axes"),
         ("gnmt", "data, jit"),
         ("gnmt", "stage"),
         ("gnmt", "4x2"),
@@ -190,6 +220,10 @@ def take_steps(model: str, mesh: str):
         ("gpt", "4x2"),
         ("language_model", "data"),
         ("language_model", "4x2"),
+        ("las", "fsdp"),
+        ("las", "4x2"),
+        ("las of conformers", "data, jit"),
+        ("las of conformers", "4x2"),
         ("lstm", "data"),
         ("lstm", "4x2"),
         ("rnnsearch", "4x2"),
@@ -324,7 +358,7 @@ def strengthen(path, x):
 @functools.cache
 def search(model: str, mesh: str, *, beam_size: int, rows: int):
     """What is found for the batch's first rows."""
-    training, batch = train(model, mesh), make_batch()
+    training, batch = train(model, mesh), make_batch(model)
     abstract = training.abstract_state().params
     params = jax.tree_util.tree_map_with_path(strengthen, start(model))
     params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract))
@@ -342,6 +376,7 @@ def search(model: str, mesh: str, *, beam_size: int, rows: int):
         ("gnmt", "exact", 4, 1),
         ("gnmt", "fsdp", 1, 8),
         ("gpt", "4x2", 4, 8),
+        ("las", "4x2", 4, 8),
         ("gnmt", "fsdp", 4, 1),
         ("lstm", "4x2", 1, 8),
         ("rnnsearch", "4x2", 4, 8),

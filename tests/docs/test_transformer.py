@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq_jax.keys import CHOICES, DEFAULTS, MODEL_KEYS
+from seq2seq_jax.keys import CHOICES, DEFAULTS
+from seq2seq_jax.model_keys import MODEL_KEYS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "transformer.md").read_text(encoding="utf-8")
 

@@ -8,9 +8,9 @@ import pytest
 import seq2seq_jax
 from seq2seq_jax.config import load_config
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.experiment import hash_parameters
 from seq2seq_jax.main import main
 from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.provenance import hash_parameters
 from seq2seq_jax.workdir import Folder
 
 SIZES = {"features": 8, "heads": 2, "feed_forward": 12}

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import default_config
-from seq2seq_jax.corpora import Corpus, find_prepared, obtain_vocabs, open_splits, open_test
+from seq2seq_jax.corpora import Corpus, find_prepared, open_splits, open_test
 from seq2seq_jax.data.pipeline import batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.modes.prepare import prepare
+from seq2seq_jax.vocabularies import obtain_vocabs
 
 ROOT = Path(__file__).parents[2]
 TINY = (

@@ -1,0 +1,241 @@
+"""Prefix beam search: the most probable outputs of frames, frame by frame, with or without a language model.
+
+A prefix keeps two numbers: the probability of the paths that spell it and end with its last label, and with a blank
+(Graves 2008, Hannun et al. 2014, First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional
+Recurrent DNNs, algorithm 1). Where a prefix of the beam grows into another one of the beam, their paths are added.
+
+All rows and prefixes go through a frame at once, in a few array operations:
+
+    K prefixes ──▶ each stays [K], or takes a label [K, M] ──▶ the best K of them
+                   M: the 2 K best labels of the frame, for no others can be among the best
+
+Prefixes are told apart by a code of 64 bits, made of their labels: two of a beam of 100 share one by chance once in
+10^15 frames. The outputs are read off back-pointers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Bool, Float
+
+from seq2seq_jax.decode.ctc import BLANK, spell
+from seq2seq_jax.decode.selection import gather_beams
+from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step
+
+
+@struct.dataclass
+class Prefixes:
+    """The beam of every row; those that are free have probability 0."""
+
+    label: Array  # [B, K] float32, log-probability of the paths that end with the last label
+    blank: Array  # [B, K] float32, with a blank
+    last: Array  # [B, K] int32, the last label; BLANK of the empty prefix
+    code: Array  # [B, K, 2] uint32, of the labels
+    parent: Array  # [B, K, 2] uint32, of all but the last
+    words: Words | None  # of the language model
+
+    @property
+    def total(self) -> Array:
+        """Log-probability, `[B, K]`."""
+        return jnp.logaddexp(self.label, self.blank)
+
+    @property
+    def scores(self) -> Array:
+        """What prefixes are ranked by, `[B, K]`."""
+        return self.total if self.words is None else self.total + self.words.score
+
+
+@struct.dataclass
+class Words:
+    """What a language model says of every prefix."""
+
+    score: Array  # [B, K] float32, of its labels, weighted
+    after: Array  # [B, K, V] float32, of the labels that may follow, weighted
+    length: Array  # [B, K] int32, labels
+    cache: Cache  # leaves [B, K, ...]
+
+
+def prefix_beam(
+    log_probs: Float[Array, "B S V"],
+    mask: Bool[Array, "B S"],
+    *,
+    size: int,
+    bos_id: int,
+    eos_id: int,
+    language_model: tuple[Step, Cache] | None = None,
+    weight: float = 0.0,
+    bonus: float = 0.0,
+) -> Hypotheses:
+    """The `size` best outputs of every row, best first.
+
+    Scores are log P(output | frames) + weight * log p_lm(output, eos) + bonus * labels; probabilities are sums over the
+    paths that were in the beam, so never above the true ones.
+
+    Args:
+        log_probs: `[B, S, V]`, as of `ctc.frame_log_probs`, the whole vocabulary.
+        mask: `[B, S]` bool, True for real frames.
+        size: K.
+        bos_id: the language model's first token.
+        eos_id: the token written after the last label.
+        language_model: a step over the same vocabulary, as `Decoder.make_step` makes it, and its first cache
+            `[B, ...]`. None for none: the vocabulary may then be of any size, at little cost.
+        weight: of the language model, at least 0.
+        bonus: for every label; needs a language model, whose weight may be 0.
+
+    Raises:
+        ValueError: the size is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"`size` must be at least 1, but is {size} instead.")
+    labels = log_probs.at[:, :, BLANK].set(-jnp.inf)
+    count = log_probs.shape[-1] if language_model else min(log_probs.shape[-1], 2 * size)
+    best, tokens = lax.top_k(labels, count)
+    beam = _start(log_probs, size)
+    speak = None if language_model is None else _Speaker(language_model[0], weight, bonus)
+    if language_model is not None and speak is not None:
+        beam = speak.start(beam, language_model[1], bos_id)
+
+    def advance(beam: Prefixes, frame: tuple[Array, ...]) -> tuple[Prefixes, tuple[Array, Array]]:
+        now, best, tokens, real = frame
+        after, parents, emitted = _take_frame(beam, now, best, tokens.astype(jnp.int32))
+        if speak is not None:
+            after = speak.follow(beam, after, parents, emitted)
+        stays = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), parents.shape)
+        after = jax.tree.map(lambda a, b: jnp.where(real.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), after, beam)
+        real = real[:, None]
+        return after, (jnp.where(real, parents, stays), jnp.where(real, emitted, BLANK))
+
+    frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (log_probs, best, tokens, mask))
+    beam, history = lax.scan(advance, beam, frames)
+    scores = beam.scores
+    if beam.words is not None:
+        scores = scores + beam.words.after[:, :, eos_id] - bonus
+    scores, order = lax.top_k(scores, size)
+    emitted = _trace(order, *history)
+    written, lengths = spell(emitted, eos_id)
+    possible = scores > -jnp.inf
+    return Hypotheses(
+        tokens=jnp.where(possible[:, :, None], written, BLANK),
+        lengths=jnp.where(possible, lengths, 0),
+        scores=scores,
+        log_probs=jnp.where(possible, gather_beams(beam.total, order), -jnp.inf),
+        finished=possible,
+    )
+
+
+def _start(log_probs: Array, size: int) -> Prefixes:
+    """The empty prefix alone."""
+    shape = (log_probs.shape[0], size)
+    nothing = jnp.full_like(log_probs, -jnp.inf, shape=shape)
+    zeros = jnp.zeros_like(log_probs, jnp.uint32, shape=(*shape, 2))
+    return Prefixes(
+        label=nothing,
+        blank=nothing.at[:, 0].set(0.0),
+        last=jnp.full_like(log_probs, BLANK, jnp.int32, shape=shape),
+        code=zeros,
+        parent=zeros,
+        words=None,
+    )
+
+
+def _take_frame(beam: Prefixes, now: Array, best: Array, tokens: Array) -> tuple[Prefixes, Array, Array]:
+    """The beam after a frame, without what a language model says; its parents and what they took, both `[B, K]`.
+
+    Args:
+        beam: The beam before.
+        now: `[B, V]`, the frame's log-probabilities.
+        best, tokens: `[B, M]`, of the labels that prefixes may take.
+    """
+    rows, size = beam.last.shape
+    total = beam.total
+    grown = jnp.where(tokens[:, None, :] == beam.last[:, :, None], beam.blank[:, :, None], total[:, :, None])
+    grown = grown + best[:, None, :]  # [B, K, M]
+
+    # 1. Prefix i, which takes the last label of prefix j, is prefix j.
+    alive = total > -jnp.inf
+    same = jnp.all(beam.code[:, :, None] == beam.parent[:, None], axis=-1)
+    same &= alive[:, :, None] & (alive & (beam.last != BLANK))[:, None, :]  # [B, i, j]
+    again = jnp.take_along_axis(now, beam.last, axis=1)
+    arriving = jnp.where(beam.last[:, :, None] == beam.last[:, None, :], beam.blank[:, :, None], total[:, :, None])
+    arriving = jnp.max(jnp.where(same, arriving, -jnp.inf), axis=1) + again  # one i at most
+    taken = jnp.any(same[..., None] & (beam.last[:, None, :, None] == tokens[:, None, None, :]), axis=2)
+    grown = jnp.where(taken, -jnp.inf, grown)
+
+    # 2. Those that stay as they are.
+    blank = total + now[:, BLANK, None]
+    label = jnp.where(beam.last == BLANK, -jnp.inf, jnp.logaddexp(beam.label + again, arriving))
+    stay = jnp.logaddexp(blank, label)
+
+    # 3. The best of all.
+    ranked_stay, ranked_grown = stay, grown
+    if beam.words is not None:
+        ranked_stay = stay + beam.words.score
+        after = jnp.take_along_axis(beam.words.after, jnp.broadcast_to(tokens[:, None], grown.shape), axis=2)
+        ranked_grown = grown + beam.words.score[:, :, None] + after
+    _, chosen = lax.top_k(jnp.concatenate([ranked_stay, ranked_grown.reshape(rows, -1)], axis=1), size)
+    stays = chosen < size
+    place = jnp.where(stays, 0, chosen - size)
+    parents = jnp.where(stays, chosen, place // grown.shape[-1]).astype(jnp.int32)
+    emitted = jnp.where(stays, BLANK, jnp.take_along_axis(tokens, place % grown.shape[-1], axis=1))
+    code = gather_beams(beam.code, parents)
+    beam = Prefixes(
+        label=jnp.where(stays, gather_beams(label, parents), gather_beams(grown.reshape(rows, -1), place)),
+        blank=jnp.where(stays, gather_beams(blank, parents), -jnp.inf),
+        last=jnp.where(stays, gather_beams(beam.last, parents), emitted),
+        code=jnp.where(stays[..., None], code, _add(code, emitted)),
+        parent=jnp.where(stays[..., None], gather_beams(beam.parent, parents), code),
+        words=None,
+    )
+    return beam, parents, emitted
+
+
+def _add(code: Array, token: Array) -> Array:
+    """The code of a prefix with one more label."""
+    mixed = (code + token[..., None].astype(jnp.uint32) + 1) * jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
+    return mixed ^ (mixed >> jnp.array([15, 13], jnp.uint32))
+
+
+@struct.dataclass
+class _Speaker:
+    """A language model over the prefixes of a beam."""
+
+    step: Any = struct.field(pytree_node=False)
+    weight: float = struct.field(pytree_node=False)
+    bonus: float = struct.field(pytree_node=False)
+
+    def start(self, beam: Prefixes, cache: Cache, bos_id: int) -> Prefixes:
+        shape = beam.last.shape
+        cache = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (*shape, *x.shape[1:])), cache)
+        zeros = jnp.zeros_like(beam.last)
+        after, cache = self._run(jnp.full_like(beam.last, bos_id), zeros, cache)
+        return beam.replace(words=Words(jnp.zeros_like(beam.label), after, zeros, cache))  # type: ignore[attr-defined]
+
+    def follow(self, beam: Prefixes, after: Prefixes, parents: Array, emitted: Array) -> Prefixes:
+        """What it says of the beam after a frame, whose parents are `[B, K]` of the beam before."""
+        words = jax.tree.map(lambda x: gather_beams(x, parents), beam.words)
+        took = emitted != BLANK
+        gained = jnp.take_along_axis(words.after, emitted[..., None], axis=2)[..., 0]
+        following, cache = self._run(emitted, words.length + 1, words.cache)
+        new = Words(words.score + gained, following, words.length + 1, cache)
+        words = jax.tree.map(lambda a, b: jnp.where(took.reshape(*took.shape, *[1] * (a.ndim - 2)), a, b), new, words)
+        return after.replace(words=words)  # type: ignore[attr-defined]
+
+    def _run(self, tokens: Array, length: Array, cache: Cache) -> tuple[Array, Cache]:
+        result = jax.vmap(self.step, in_axes=1, out_axes=1)(tokens, length, cache)
+        possible = result.log_probs > -jnp.inf
+        return jnp.where(possible, self.weight * result.log_probs + self.bonus, -jnp.inf), result.cache
+
+
+def _trace(order: Array, parents: Array, emitted: Array) -> Array:
+    """The labels `[B, K, S]`, each where it was taken, of the last beam's prefixes `[B, K]`; from `[S, B, K]`."""
+
+    def step_back(beams: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        return gather_beams(now[0], beams), gather_beams(now[1], beams)
+
+    _, labels = lax.scan(step_back, order.astype(jnp.int32), (parents, emitted), reverse=True)
+    return jnp.moveaxis(labels, 0, 2)

@@ -1,0 +1,127 @@
+"""Fewer frames: pairs side by side, or convolutions over time and frequency, with padding kept out.
+
+    stack_pairs    frames 2s and 2s + 1 become one of twice the width     (Chan et al. 2016, 1508.01211, section 3.1)
+    "conv"         3x3 convolutions with stride 2                         (Dong et al. 2018; Gulati et al. 2020)
+    "vgg"          blocks of two 3x3 convolutions and 2x2 max pooling     (Hori et al. 2017, 1706.02737, section 3)
+
+Every one of them halves the length, rounded up: of n frames ceil(n / 2) remain, and frame s is real where frame 2s was.
+Convolutions read zeros before the first frame and after the last one; what they made of padding is set to zero again
+before the next one, so that no recording knows how far it is padded. There is no batch normalisation, which would.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Bool, Float
+
+from seq2seq_jax.interfaces import Array
+from seq2seq_jax.layers.activations import relu
+from seq2seq_jax.layers.dense import Dense
+from seq2seq_jax.layers.initializers import glorot_initializer
+from seq2seq_jax.layers.parameters import declare
+
+KERNEL = 3
+"""Frames and bins that a convolution sees."""
+
+
+def halve_mask(mask: Bool[Array, "B S"]) -> Bool[Array, "B R"]:
+    """Which of half as many frames, rounded up, are real."""
+    return mask[:, ::2]
+
+
+def stack_pairs(x: Float[Array, "S B D"]) -> Float[Array, "R B E"]:
+    """Every two frames side by side, `[ceil(S / 2), B, 2D]`; zeros after the last one of an odd number."""
+    length, rows, width = x.shape
+    x = jnp.pad(x, ((0, length % 2), (0, 0), (0, 0)))
+    return x.reshape(-1, 2, rows, width).swapaxes(1, 2).reshape(-1, rows, 2 * width)
+
+
+def convolve(x: Float[Array, "B S M C"], kernel: Array, *, stride: int) -> Float[Array, "B R G D"]:
+    """A 3x3 convolution that reads zeros around its input, in the dtype of `x`.
+
+    Place (s, m) of the output sees (stride s, stride m) and what is around it, whether a length is odd or even. (On CPUs
+    other ways to write it take as long: as nine products, as one of gathered patches, or of pairs of frames and bins.)
+    """
+    names = ("NHWC", "HWIO", "NHWC")
+    around = ((KERNEL // 2, KERNEL // 2),) * 2
+    return lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), around, dimension_numbers=names)
+
+
+def pool_pairs(x: Float[Array, "B S M C"]) -> Float[Array, "B R G C"]:
+    """The largest of every 2x2 places, where nothing is negative: zeros fill up what is odd."""
+    x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+    x = jnp.maximum(x[:, 0::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
+
+
+class Convolutions(nn.Module):
+    """Subsampling by convolutions, and a projection: `[B, S, M]` to `[B, S / 2^halvings, D]`.
+
+    Attributes:
+        kind: "conv" or "vgg".
+        halvings: how often the length is halved: so many convolutions, or blocks.
+        mels: M.
+        channels: C of every convolution; of "vgg" twice as many after the first block.
+        features: D.
+        dtype: dtype of the products.
+        init_scale: see `seq2seq_jax.layers.initializers`.
+    """
+
+    kind: str
+    halvings: int
+    mels: int
+    channels: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    init_scale: float = 0.0
+
+    def setup(self) -> None:
+        self.layers = [self._declare(n, *sizes) for n, sizes in enumerate(self._list_sizes())]
+        bins = self.mels
+        for _ in range(self.halvings):
+            bins = -(-bins // 2)
+        last = self._list_sizes()[-1][1] if self.halvings else 1
+        self.projection = Dense(bins * last, self.features, self.dtype, self.init_scale)
+
+    def _list_sizes(self) -> list[tuple[int, int]]:
+        """Channels in and out of every convolution."""
+        sizes, inputs = [], 1
+        for block in range(self.halvings):
+            outputs = self.channels * (2 if self.kind == "vgg" and block else 1)
+            sizes.append((inputs, outputs))
+            if self.kind == "vgg":
+                sizes.append((outputs, outputs))
+            inputs = outputs
+        return sizes
+
+    def _declare(self, number: int, inputs: int, outputs: int) -> tuple[Array, Array]:
+        seen = KERNEL * KERNEL
+        init = glorot_initializer(self.init_scale, inputs=seen * inputs, outputs=seen * outputs)
+        shape, axes = (KERNEL, KERNEL, inputs, outputs), (None, None, None, "hidden")
+        kernel = declare(self, f"convolution_{number}_kernel", init, shape, axes)
+        return kernel, declare(self, f"convolution_{number}_bias", nn.initializers.zeros, (outputs,), ("hidden",))
+
+    def _convolve(self, x: Array, mask: Array, number: int, *, stride: int) -> tuple[Array, Array]:
+        kernel, bias = self.layers[number]
+        made = relu(convolve(x, kernel, stride=stride).astype(jnp.float32) + bias).astype(x.dtype)
+        mask = halve_mask(mask) if stride == 2 else mask
+        return made * mask[:, :, None, None].astype(x.dtype), mask
+
+    def __call__(
+        self, features: Float[Array, "B S M"], mask: Bool[Array, "B S"]
+    ) -> tuple[Float[Array, "B R D"], Bool[Array, "B R"]]:
+        """Features `[B, S, M]` and their mask to vectors `[B, R, D]`, zero where masked, and theirs `[B, R]`."""
+        with jax.named_scope("subsampling"):
+            x = (features * mask[..., None])[..., None].astype(self.dtype)
+            for number in range(self.halvings):
+                if self.kind == "conv":
+                    x, mask = self._convolve(x, mask, number, stride=2)
+                else:
+                    x, _ = self._convolve(x, mask, 2 * number, stride=1)
+                    x, _ = self._convolve(x, mask, 2 * number + 1, stride=1)
+                    x, mask = pool_pairs(x), halve_mask(mask)
+            made = self.projection(x.reshape(*x.shape[:2], -1)).astype(self.dtype)
+            return made * mask[..., None].astype(made.dtype), mask

@@ -1,0 +1,124 @@
+"""What the keys of a model that hears must be, seen before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from seq2seq_jax.errors import UserError
+
+
+def reads_speech(model: Mapping[str, Any]) -> bool:
+    """Whether the model of these keys (`config.model`) hears: its sources are audio."""
+    return "listener" in model
+
+
+OF_TEXT = ("translate", "score", "vectors", "rescore", "backtranslate", "prepare")
+"""Modes whose sources are text."""
+
+
+def require_mode(config: ConfigDict, mode: str) -> None:
+    """Refuses a model that hears where text is read, and the other way round.
+
+    Raises:
+        UserError: the model and the mode do not go together.
+    """
+    hears, name = reads_speech(config.model), config.model.name
+    if hears and mode in OF_TEXT:
+        cure = "use --mode=transcribe." if mode == "translate" else "it goes with models that read text."
+        raise UserError(f"--mode={mode}: needs a model that reads text, but this one ({name!r}) hears; {cure}")
+    if not hears and mode == "transcribe":
+        raise UserError(f"--mode=transcribe: needs a model that hears (las, ctc), but this one is a {name!r}.")
+
+
+def parse_speeds(line: str) -> tuple[float, ...]:
+    """`audio.speeds` as numbers; none where it is "".
+
+    Raises:
+        UserError: they are no speeds.
+    """
+    try:
+        speeds = tuple(float(word) for word in line.split(",")) if line.strip() else ()
+    except ValueError:
+        speeds = (0.0,)
+    if not all(0.5 <= speed <= 2.0 for speed in speeds):
+        raise UserError(
+            f"config.audio.speeds must be numbers from 0.5 to 2 separated by commas, such as '0.9,1.0,1.1', or '', but "
+            f"is {line!r} instead."
+        )
+    return speeds
+
+
+def check_speech(config: ConfigDict) -> None:
+    """Refuses keys of speech where nothing is heard, and what a model that hears cannot have.
+
+    Raises:
+        UserError: names the key, the rule, the value and the cure.
+    """
+    hears, name = reads_speech(config.model), config.model.name
+    weights = {"audio.ctc_weight": config.audio.ctc_weight, "decode.ctc_weight": config.decode.ctc_weight}
+    for key, weight in weights.items():
+        if weight > 1:
+            raise UserError(f"config.{key} must be at most 1, but is {weight} instead: it is a share.")
+        if weight and not config.model.get("ctc_head", False):
+            cure = "set config.model.ctc_head=True" if name == "las" else "only las has two ways to spell"
+            raise UserError(f"config.{key} must be 0 without config.model.ctc_head, but is {weight} instead; {cure}.")
+    if config.decode.method == "prefix_beam" and name != "ctc":
+        raise UserError(
+            f"config.decode.method must be 'beam' or another with config.model.name={name!r}, but is 'prefix_beam' "
+            "instead: that is a search for CTC alone."
+        )
+    metrics = ("wer", "loss") if hears else ("bleu", "loss")
+    if config.train.patience_metric not in metrics:
+        raise UserError(
+            f"config.train.patience_metric must be {' or '.join(map(repr, metrics))} with config.model.name={name!r}, "
+            f"but is {config.train.patience_metric!r} instead."
+        )
+    if hears:
+        _check_recipe(config)
+        _check_front_end(config)
+
+
+def _check_recipe(config: ConfigDict) -> None:
+    """Refuses what is for text alone."""
+    wanted: dict[str, tuple[Any, str]] = {
+        "data.pack": (False, "every utterance has a row"),
+        "data.subword_sampling": (0.0, "it is for texts"),
+        "data.reversed": (False, "audio cannot be a target"),
+        "data.target_tag": (False, "audio has no tag"),
+        "data.temperature": (1.0, "corpora of speech are joined as they are"),
+        "vocab.joint": (True, "there is one vocabulary, of the transcripts"),
+        "sequence.objective": ("none", "sequence-level training is for texts"),
+        "train.loss_per": ("token", "CTC and cross-entropy are weighed by tokens"),
+    }
+    if config.model.name == "ctc":
+        wanted["train.own_tokens"] = (0.0, "CTC reads no tokens")
+        wanted["train.label_smoothing"] = (0.0, "CTC has no wrong token of its own to smooth over")
+    for key, (only, why) in wanted.items():
+        section, _, last = key.partition(".")
+        if (value := config[section][last]) != only:
+            raise UserError(
+                f"config.{key} must be {only!r} with config.model.name={config.model.name!r}, but is {value!r} "
+                f"instead: {why}."
+            )
+    parse_speeds(config.audio.speeds)
+
+
+def _check_front_end(config: ConfigDict) -> None:
+    """Refuses sizes of windows and filters that contradict each other."""
+    keys = config.audio
+    if not keys.hop <= keys.window <= keys.fft:
+        raise UserError(
+            f"config.audio.window must be at least hop={keys.hop} and at most fft={keys.fft}, but is {keys.window} "
+            "instead (samples)."
+        )
+    if not keys.low < (keys.high or keys.rate / 2) <= keys.rate / 2:
+        raise UserError(
+            f"config.audio.high must be more than low={keys.low} and at most half of rate={keys.rate}, or 0, but is "
+            f"{keys.high} instead (hertz)."
+        )
+    if keys.preemphasis >= 1 or keys.time_share > 1:
+        name = "preemphasis" if keys.preemphasis >= 1 else "time_share"
+        raise UserError(f"config.audio.{name} must be at most 1 (preemphasis: less), but is {keys[name]} instead.")

@@ -1,0 +1,129 @@
+"""From a config to its corpora of speech: clips and transcripts, how long they are, and the frames of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from seq2seq_jax.data.audio_pairs import AudioPairs, SpeedPerturbation, impossible, make_audio_pairs
+from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.data.spoken import write_spoken
+from seq2seq_jax.data.utterances import index_durations, read_utterances
+from seq2seq_jax.data.vocab import UNK_ID, Vocab
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.speech_checks import parse_speeds
+
+SPOKEN_SIZES = {"dev": 100, "test": 200, "test_voice": 100}
+SECONDS = 2.0
+"""About how long an utterance of the built-in corpus is."""
+
+NAMED = 5
+"""Clips that a line about many of them names."""
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where built-in speech and the durations of clips are kept for all runs of a person."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seq2seq_jax"
+
+
+def read_speech(config: ConfigDict, name: str, split: str) -> ParallelText:
+    """A corpus of speech by the name that a config gives it.
+
+    Args:
+        config: its keys `audio`.
+        name: "phrasebook" for the built-in one, else a manifest or a folder.
+        split: "train", "dev" or "test"; of the built-in corpus, the latter is scored in two parts, the second of a
+            voice that nothing was trained on.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not name:
+        raise UserError(f'config.data.{split} is empty; give a manifest, a folder, or "phrasebook".')
+    if name != "phrasebook":
+        return read_utterances(name)
+    rate = config.audio.rate
+    sizes = {**SPOKEN_SIZES, "train": max(1, round(config.audio.spoken_hours * 3600 / SECONDS))}
+    folder = cache_folder() / "spoken"
+    parts = [split, "test_voice"] if split == "test" else [split]
+    texts = [
+        read_utterances(write_spoken(folder, split=part, size=sizes[part], seed=0, rate=rate, tell=_log.warning))
+        for part in parts
+    ]
+    if len(texts) == 1:
+        return texts[0]
+    return join_speech(texts, ("voices of training", "unseen voice"))
+
+
+def join_speech(texts: Sequence[ParallelText], names: Sequence[str]) -> ParallelText:
+    """Corpora one after the other, which are scored apart under these names, too."""
+    source = [clip for text in texts for clip in text.source]
+    target = [line for text in texts for line in text.target or []]
+    digest = hashlib.sha256(" ".join(text.digest for text in texts).encode()).hexdigest()  # wherever the files are
+    groups = tuple((name, len(text)) for name, text in zip(names, texts, strict=True))
+    return ParallelText(source, target, ", ".join(text.name for text in texts), digest, groups=groups)
+
+
+def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reduction: int = 0) -> AudioPairs:
+    """The clips and transcripts of a corpus as frames and tokens; what cannot be used is named, and has no frames.
+
+    Args:
+        config: its keys `audio`.
+        text: clips and transcripts.
+        vocab: of the transcripts.
+        reduction: frames a step of what CTC labels; 0: nothing has to fit into its frames.
+    """
+    keys = config.audio
+    _tell_unknown(text, vocab)
+    cache = cache_folder() / "durations"
+    seconds = index_durations(text, cache=cache, strict=keys.strict, tell=_log.warning)
+    pairs = make_audio_pairs(
+        text, vocab, rate=keys.rate, hop=keys.hop, seconds=seconds, strict=keys.strict, room=keys.cache_mib << 20
+    )
+    if not reduction:
+        return pairs
+    quickest = max(1.0, *parse_speeds(keys.speeds), 1.0)
+    ids = impossible(np.floor(pairs.frames / quickest), pairs.target, reduction=reduction)
+    ids = ids[pairs.frames[ids] > 0]
+    tell_set_aside(text, ids, why="too short for their transcripts (CTC has a step for every token)")
+    return dataclasses.replace(pairs, frames=np.where(np.isin(np.arange(len(pairs)), ids), 0, pairs.frames))
+
+
+def make_speeds(config: ConfigDict) -> SpeedPerturbation | None:
+    """What plays utterances at other speeds, where the config says so."""
+    speeds = parse_speeds(config.audio.speeds)
+    return SpeedPerturbation(speeds, config.train.seed, config.audio.hop) if speeds else None
+
+
+def tell_set_aside(text: ParallelText, ids: np.ndarray, *, why: str) -> None:
+    """Names the first utterances that are not trained on."""
+    if len(ids):
+        names = ", ".join(text.source[n] for n in ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+        _log.warning("%s: %d utterances are %s and set aside: %s", text.name, len(ids), why, names)
+
+
+def _tell_unknown(text: ParallelText, vocab: Vocab) -> None:
+    """Names the first transcript that the vocabulary cannot spell."""
+    encoded = vocab.encode_many(text.target or [])
+    unknown = [n for n, ids in enumerate(encoded) if UNK_ID in ids]
+    if not unknown:
+        return
+    first = unknown[0]
+    strange = sorted({char for char in vocab.normalise((text.target or [])[first]) if UNK_ID in vocab.encode(char)})
+    _log.warning(
+        "%s: %d of %d transcripts have characters outside the vocabulary, such as %s in that of %s; they become <unk>",
+        text.name,
+        len(unknown),
+        len(text),
+        ", ".join(map(repr, strange[:NAMED])) or "some",
+        text.source[first],
+    )

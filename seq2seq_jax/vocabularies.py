@@ -1,0 +1,113 @@
+"""The vocabularies of a run: read from its folder, taken from another one or from files, or trained on its text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from seq2seq_jax.corpora import Splits, list_tags, takes_vocabulary
+from seq2seq_jax.data.coverage import Coverage, coverage
+from seq2seq_jax.data.sources import ParallelText
+from seq2seq_jax.data.store import PreparedPairs
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab_files import digest_files, read_vocabs
+from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.workdir import Folder
+
+
+def obtain_vocabs(
+    config: ConfigDict, folder: Path, text: ParallelText | PreparedPairs | None, *, keep: bool = True
+) -> Vocabs:
+    """The run's vocabularies: read from `folder`, or from the user's files or trained on `text`, and kept there.
+
+    Args:
+        config: its keys `vocab` and seed say how to train them.
+        folder: theirs.
+        text: the training corpus; None where they must be there. A prepared one has its own.
+        keep: take those in the folder as they are. Without, they are trained again where they come of
+            another recipe or text: a start that was refused or killed leaves nothing that binds the next.
+
+    Raises:
+        UserError: there are none and no text to train them on, or they are damaged.
+    """
+    if isinstance(text, PreparedPairs):
+        return _take_vocabs(folder, text, keep=keep)
+    recipe = {**config.vocab.to_dict(), "seed": config.train.seed, "text": text.digest if text else ""}
+    taken = config.train.init_from if takes_vocabulary(config) else ""
+    recipe |= {"init_from": taken, "tags": list(list_tags(config)), "files": digest_files(config.vocab.file)}
+    note = folder / "recipe.json"
+    if (folder / "vocabs.json").exists() and (keep or _read_note(note) == recipe):
+        return Vocabs.load(folder)
+    if text is None or text.target is None:
+        raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
+    note.unlink(missing_ok=True)
+    if taken:
+        if not Folder(Path(taken)).config.is_file():
+            raise UserError(f"--init_from={taken}: is no folder of a run, which has a config.json; name one.")
+        vocabs = Vocabs.load(Folder(Path(taken)).vocab)
+    else:
+        vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
+    vocabs.save(folder)
+    write_json(note, recipe)
+    return vocabs
+
+
+def _read_note(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or damaged, which is no recipe."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _take_vocabs(folder: Path, prepared: PreparedPairs, *, keep: bool) -> Vocabs:
+    """The vocabularies that a corpus was prepared with, kept in the run's folder as well."""
+    own = prepared.folder / "vocab"
+    at = folder if keep and (folder / "vocabs.json").exists() else own
+    vocabs = Vocabs.load(at)
+    if vocabs.digest != prepared.index.vocab_sha256:
+        raise UserError(
+            f"{prepared.folder}: was prepared with another vocabulary ({prepared.index.vocab_sha256[:12]}) than that "
+            f"in {at} ({vocabs.digest[:12]}); use another --workdir, or remove that one and run --mode=prepare again."
+        )
+    if at == own:
+        vocabs.save(folder)
+    return vocabs
+
+
+def measure_coverage(config: ConfigDict, vocabs: Vocabs, splits: Splits) -> dict[str, dict[str, Coverage]]:
+    """Side → split → what the vocabulary knows of it; {} for a SentencePiece vocabulary of our own."""
+    if config.vocab.kind not in ("word", "char") and not config.vocab.file:
+        return {}
+    sides = {"source": vocabs.source, "target": vocabs.target}
+    if reads_speech(config.model):
+        del sides["source"]
+    texts = {"train": splits.train, "dev": splits.dev}
+    if isinstance(splits.train, PreparedPairs):  # its text is not read again
+        del texts["train"]
+    return {
+        side: {name: coverage(vocab, getattr(text, side) or []) for name, text in texts.items()}
+        for side, vocab in sides.items()
+    }
+
+
+def _read_vocabs(config: ConfigDict) -> Vocabs:
+    """The user's own, with the tags that the config needs."""
+    keys = config.vocab
+    return read_vocabs(
+        keys.file, kind=keys.kind, joint=keys.joint, normalization=keys.normalization, tags=list_tags(config)
+    )
+
+
+def _train_vocabs(config: ConfigDict, text: ParallelText) -> Vocabs:
+    names = ("joint", "kind", "size", "target_size", "model", "character_coverage", "normalization", "byte_fallback")
+    keys = {name: config.vocab[name] for name in names}
+    # Audio has no pieces: a model that hears has one vocabulary, of the transcripts.
+    source = [] if reads_speech(config.model) else text.source
+    return train_vocabs(source, text.target or [], seed=config.train.seed, tags=list_tags(config), **keys)
