@@ -22,40 +22,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rounds
 
 HOP, SECOND = 160, 100  # samples of a frame at 16 kHz, frames of a second
 BOS, EOS, PAD = 2, 3, 0
-POSITIVE = ("rows", "beam", "tokens", "vocab", "features", "layers", "rounds")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=64, help="utterances")
-    parser.add_argument("--beam", type=int, default=10, help="hypotheses of an utterance")
-    parser.add_argument("--tokens", type=int, default=24, help="of every output")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[2, 3, 4, 5], help="of the utterances, in turn")
-    parser.add_argument("--vocab", type=int, default=200, help="tokens, the blank among them")
-    parser.add_argument("--features", type=int, default=256, help="width of the listener, embeddings and speller")
-    parser.add_argument("--layers", type=int, default=3, help="of the listener")
-    parser.add_argument("--weight", type=float, default=0.3, help="of CTC")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all is searched")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser = rounds.Parser(__doc__)
+    add, whole = parser.add_argument, rounds.read_whole
+    add("--rows", type=whole, default=64, help="utterances")
+    add("--beam", type=whole, default=10, help="hypotheses of an utterance")
+    add("--tokens", type=whole, default=24, help="of every output")
+    add("--seconds", type=rounds.read_wholes, default="2,3,4,5", help="of the utterances, in turn")
+    add("--vocab", type=whole, default=200, help="tokens, the blank among them")
+    add("--features", type=whole, default=256, help="width of the listener, embeddings and speller")
+    add("--layers", type=whole, default=3, help="of the listener")
+    add("--weight", type=float, default=0.3, help="of CTC")
+    add("--rounds", type=whole, default=3, help="times that all is searched")
+    add("--cores", type=rounds.read_cores, default=0, help="keep to so many cores; 0 is all")
+    add("--json", type=rounds.read_output_file, help="also write the figures to this file")
     args = parser.parse_args(arguments)
-    for name in POSITIVE:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
     if not 0 < args.weight <= 1:
         parser.error(f"--weight must be above 0 and at most 1, but is {args.weight}")
-    if min(args.seconds) <= 0:
-        parser.error(f"--seconds must be above 0, but are {args.seconds}")
+    if args.vocab <= EOS + 1:
+        parser.error(f"--vocab must be above {EOS + 1}, four of them are special, but is {args.vocab}")
     return args
 
 
 def make_utterances(args: argparse.Namespace) -> list[np.ndarray]:
     """Noise, `[S, HOP]` each."""
     generator = np.random.default_rng(0)
-    frames = [max(1, int(args.seconds[row % len(args.seconds)] * SECOND)) for row in range(args.rows)]
+    frames = [args.seconds[row % len(args.seconds)] * SECOND for row in range(args.rows)]
     return [generator.normal(scale=0.1, size=(count, HOP)).astype(np.float32) for count in frames]
 
 
@@ -70,6 +69,7 @@ def build_search(args: argparse.Namespace) -> tuple[Callable[..., Any], Any]:
     """`search(params, source, mask, weight) -> Hypotheses`, jitted with a static weight; and the parameters."""
     import jax
     import jax.numpy as jnp
+    from flax import linen as nn
 
     from seq2seq_jax.decode.beam import beam_search
     from seq2seq_jax.decode.ctc_prefix import Labels, join_ctc
@@ -108,8 +108,6 @@ def build_search(args: argparse.Namespace) -> tuple[Callable[..., Any], Any]:
     source, mask = (jnp.asarray(x) for x in pad(make_utterances(args)[:1]))
     tokens = jnp.zeros((1, 2), jnp.int32)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), source, mask, tokens)
-    from flax import linen as nn
-
     return search, nn.unbox(variables["params"])
 
 
@@ -144,9 +142,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints."""
+    args = parse_arguments(arguments)
+    rounds.warn_if_busy()
+    rounds.keep_to_cores(args.cores)
     import jax
 
-    args = parse_arguments(arguments)
     figures = measure(args)
     speech = sum(len(each) for each in make_utterances(args)) / SECOND
     device = jax.devices()[0].device_kind

@@ -14,8 +14,8 @@ Presets:
 
 - (none): two convolutions and two bidirectional layers of 256 on the built-in speech, characters.
 - `an4`: for a corpus of an hour, as CMU's AN4: SpecAugment, speeds.
-- `conformer`: Conformer S of Gulati et al. 2020 (arXiv 2005.08100) with a CTC head: 16 layers of 144, 4 heads, kernel 31 (the
-  paper's is 32: here as many frames on both sides), 1,024 word pieces, SpecAugment LD; LibriSpeech.
+- `conformer`: Conformer S of Gulati et al. 2020 (arXiv 2005.08100) with a CTC head: 16 layers of 144, 4 heads, kernel
+  31 (the paper's is 32: here as many frames on both sides), 1,024 word pieces, SpecAugment LD; for LibriSpeech.
 """
 
 from ml_collections import ConfigDict
@@ -56,11 +56,11 @@ def set_speech(config: ConfigDict) -> None:
 def set_an4(config: ConfigDict) -> None:
     """Less than an hour of speech: the data is what is short."""
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
-    config.data.update(tokens_per_batch=16_384, max_source_len=1000, max_target_len=200)
+    config.data.update(max_source_len=1000, max_target_len=200)
     config.model.update(listener_layers=3, listener_features=320, dropout=0.2)
     config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.speeds = "0.9,1.0,1.1"
-    config.train.update(steps=3000, decay_steps=3000, warmup_steps=300, save_every=250, evaluate_every=250)
+    config.train.update(steps=2000, decay_steps=2000, save_every=200, evaluate_every=200)
     config.evaluate.dev_sentences = 0
 
 

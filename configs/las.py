@@ -79,11 +79,11 @@ def set_an4(config: ConfigDict) -> None:
     """Less than an hour of speech: the data is what is short."""
     set_joint(config)
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
-    config.data.update(tokens_per_batch=16_384, max_source_len=1000, max_target_len=200)
+    config.data.update(max_source_len=1000, max_target_len=200)
     config.model.update(listener_layers=3, listener_features=320, features=256, dropout=0.2)
     config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.update(speeds="0.9,1.0,1.1", ctc_weight=0.5)
-    config.train.update(steps=3000, decay_steps=3000, warmup_steps=300, save_every=250, evaluate_every=250)
+    config.train.update(steps=2000, decay_steps=2000, save_every=200, evaluate_every=200)
     config.evaluate.dev_sentences = 0
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from seq2seq_jax.decode.steps import _normalise
+from seq2seq_jax.decode.steps import normalise_logits
 from seq2seq_jax.interfaces import Array, Hypotheses
 
 BLANK = 0
@@ -38,7 +38,7 @@ def frame_log_probs(
     allowed = ~jnp.isin(columns, jnp.asarray(forbidden, jnp.int32))
     if vocab_size is not None:
         allowed &= columns < vocab_size
-    log_probs = _normalise(jnp.where(allowed, logits.astype(jnp.float32), -jnp.inf), vocab_axes)
+    log_probs = normalise_logits(jnp.where(allowed, logits.astype(jnp.float32), -jnp.inf), vocab_axes)
     return jnp.where(mask[:, :, None], log_probs, jnp.where(columns == BLANK, 0.0, -jnp.inf))
 
 

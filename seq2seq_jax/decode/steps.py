@@ -207,7 +207,7 @@ def _average(parts: Sequence[Array], shares: tuple[float, ...], average: str, vo
         return parts[0]
     if average == "log":
         mean = jnp.sum(jnp.stack([share * part for share, part in zip(shares, parts, strict=True)]), axis=0)
-        return _normalise(mean, vocab_axes)
+        return normalise_logits(mean, vocab_axes)
     shifted = jnp.stack([part + np.float32(np.log(share)) for share, part in zip(shares, parts, strict=True)])
     return jax.nn.logsumexp(shifted, axis=0)
 
@@ -294,7 +294,7 @@ def seq2seq_step(
         if vocab_size is not None and vocab_size < parts * width:
             logits = jnp.where(columns < vocab_size, logits, -jnp.inf)
         return StepResult(
-            log_probs=_normalise(logits, vocab_axes),
+            log_probs=normalise_logits(logits, vocab_axes),
             attention=output.attention,
             cache=output.cache,
             token_ids=columns if vocab_axes else None,
@@ -303,7 +303,7 @@ def seq2seq_step(
     return step_fn
 
 
-def _normalise(logits: Array, vocab_axes: tuple[str, ...]) -> Array:
+def normalise_logits(logits: Array, vocab_axes: tuple[str, ...]) -> Array:
     """The log-softmax of `[B, V]` over a vocabulary that may be split over mesh axes."""
     if not vocab_axes:
         # One number a row comes off the logits, so that whoever reads them takes it off as they are read:

@@ -42,8 +42,8 @@ def stack_pairs(x: Float[Array, "S B D"]) -> Float[Array, "R B E"]:
 def convolve(x: Float[Array, "B S M C"], kernel: Array, *, stride: int) -> Float[Array, "B R G D"]:
     """A 3x3 convolution that reads zeros around its input, in the dtype of `x`.
 
-    Place (s, m) of the output sees (stride s, stride m) and what is around it, whether a length is odd or even. (On CPUs
-    other ways to write it take as long: as nine products, as one of gathered patches, or of pairs of frames and bins.)
+    Place (s, m) of the output sees (stride s, stride m) and what is around it, whether a length is odd or even. (On
+    CPUs other ways to write it take as long: nine products, one of gathered patches, or of pairs of frames and bins.)
     """
     names = ("NHWC", "HWIO", "NHWC")
     around = ((KERNEL // 2, KERNEL // 2),) * 2
@@ -99,7 +99,9 @@ class Convolutions(nn.Module):
 
     def _declare(self, number: int, inputs: int, outputs: int) -> tuple[Array, Array]:
         seen = KERNEL * KERNEL
-        init = glorot_initializer(self.init_scale, inputs=seen * inputs, outputs=seen * outputs)
+        # Variance 2 / inputs (He et al. 2015, 1502.01852): behind a rectifier signals stay as large as they were. By
+        # inputs and outputs a listener starts nearly silent, and CTC takes far longer to leave its blanks.
+        init = glorot_initializer(self.init_scale, inputs=seen * inputs, outputs=0)
         shape, axes = (KERNEL, KERNEL, inputs, outputs), (None, None, None, "hidden")
         kernel = declare(self, f"convolution_{number}_kernel", init, shape, axes)
         return kernel, declare(self, f"convolution_{number}_bias", nn.initializers.zeros, (outputs,), ("hidden",))

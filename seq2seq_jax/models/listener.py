@@ -209,7 +209,8 @@ class Listener(nn.Module):
         above = cfg.listener_layers
         if cfg.subsample == "pyramid":
             inputs = [self.mels] + [2 * width] * halvings
-            self.lower = [(Recurrent(self.kind, size), Recurrent(self.kind, size)) for size in inputs]
+            self.lower_ahead = [Recurrent(self.kind, size) for size in inputs]
+            self.lower_back = [Recurrent(self.kind, size) for size in inputs]
             above -= len(inputs)
         else:
             dtype = jnp.dtype(cfg.dtype)
@@ -261,7 +262,7 @@ class Listener(nn.Module):
     def _climb(self, features: Array, mask: Array, *, train: bool) -> tuple[Array, Array]:
         """The layers of a pyramid, `[B, S, M]` to `[B, R, D]`."""
         x = features.astype(self.config.dtype).swapaxes(0, 1)  # [S, B, M]
-        for number, (ahead, back) in enumerate(self.lower):
+        for number, (ahead, back) in enumerate(zip(self.lower_ahead, self.lower_back, strict=True)):
             places = self._places(x, time_axis=0)
             if number:
                 x, mask = stack_pairs(self.dropout(x, places, train=train)), halve_mask(mask)

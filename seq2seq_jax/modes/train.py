@@ -27,12 +27,14 @@ from seq2seq_jax.experiment import Experiment, build, make_model
 from seq2seq_jax.modes.dev_scores import make_dev_evaluation
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import best_by
+from seq2seq_jax.modes.measure_features import measure_features
 from seq2seq_jax.modes.scoring import evaluate_test, say, warn
 from seq2seq_jax.modes.sequence_step import make_sequence_step
 from seq2seq_jax.modes.warm_start import warm_start
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
 from seq2seq_jax.provenance import count_parameters, hash_parameters, versions
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.train.accumulation import AccumulatedStep, Groups
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, Step, evaluate_and_log, fit
@@ -103,6 +105,7 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
         **trained,
         "stopped_early": evaluations.is_over(),
         **totals,
+        **_tell_skipped(corpus),
         "wall_seconds": round(clock.seconds(), 1),
         "corpus_sha256": splits.digests,
         "corpus_pairs": {name: len(getattr(splits, name)) for name in splits.digests},
@@ -183,7 +186,7 @@ def _start(
     """The newest usable state, or a new one; and what its checkpoint says of itself."""
     restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
-        return _begin(experiment, checkpoints.directory.parent), None
+        return _begin(experiment, checkpoints.directory.parent, corpus), None
     expected = {
         "vocab_sha256": ("vocabulary", experiment.vocabs.digest),
         "train_sha256": ("training corpus", splits.train.digest),
@@ -207,9 +210,11 @@ def _start(
     return restored.state, restored.meta
 
 
-def _begin(experiment: Experiment, root: Path) -> TrainState:
+def _begin(experiment: Experiment, root: Path, corpus: Corpus) -> TrainState:
     """The state before the first step, from another run's parameters where the config names one."""
     state, source = experiment.training.init(), experiment.config.train.init_from
+    if reads_speech(experiment.config.model) and experiment.config.audio.normalisation == "global":
+        state = measure_features(experiment, corpus, state)
     if not source:
         if experiment.training.objective is not None:
             warn("config.sequence.objective from a fresh start: its candidates will be noise; give --init_from=RUN")
@@ -236,6 +241,15 @@ def _tell_coverage(covered: Mapping[str, Mapping[str, Coverage]], vocabs: Vocabs
     for side, found in covered.items():
         say(describe_coverage(side, getattr(vocabs, side), found))
     return {side: {name: dataclasses.asdict(part) for name, part in found.items()} for side, found in covered.items()}
+
+
+def _tell_skipped(corpus: Corpus) -> dict[str, Any]:
+    """Says which clips could not be read while training; returns them, and why, for the results."""
+    skipped = dict(getattr(corpus.pairs, "skipped", {}))
+    if not skipped:
+        return {}
+    say(f"{len(skipped)} clips could not be read in training and were left out: {', '.join(list(skipped)[:5])}")
+    return {"skipped_clips": skipped}
 
 
 def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: float) -> None:

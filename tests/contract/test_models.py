@@ -34,7 +34,8 @@ TINY = {
     | {"embedding_norm": False, "head": False, "positions": "sinusoidal", "activation": "relu"},
     "bert-pre": BERT_SIZES | {"norm": "pre", "positions": "relative", "activation": "swiglu", "layers": 1},
     "ctc": SPEECH_SIZES | {"listener_layers": 3},
-    "ctc-conformer": SPEECH_SIZES | {"listener": "conformer", "subsample": "conv", "reduction": 4},
+    "ctc-conformer": SPEECH_SIZES
+    | {"listener": "conformer", "subsample": "conv", "reduction": 4, "listener_layers": 1},
     "ctc-convolved": SPEECH_SIZES | {"subsample": "conv", "cell": "gru", "recurrent_dropout": 0.2},
     "gnmt": GNMT_SIZES | {"attention_from": "previous_step"},
     "gnmt-current_step": GNMT_SIZES | {"attention_from": "current_step", "encoder_layers": 1},
@@ -50,10 +51,10 @@ TINY = {
     "language_model-two_tables": SIZES | {"layers": 1, "share_embeddings": "none"},
     "las": LAS_SIZES | {"frontend": dataclasses.replace(FRONTEND, log="whisper", mel_scale="slaney")},
     "las-conformer": LAS_SIZES
-    | {"listener": "conformer", "subsample": "vgg", "positions": "relative", "ctc_head": True, "speller_layers": 2},
+    | {"listener": "conformer", "subsample": "conv", "positions": "relative", "ctc_head": True, "listener_layers": 1},
     "las-content": LAS_SIZES
     | {"attention": "content", "subsample": "vgg", "cell": "lstm_peephole", "cells": 10, "layer_norm": True}
-    | {"recurrent_dropout": 0.2, "speller_layers": 2},
+    | {"recurrent_dropout": 0.2, "speller_layers": 2, "listener_layers": 1},
     "lstm": SIZES | {"layers": 2},
     "lstm-projected": SIZES | {"layers": 2, "cells": 11, "recurrent_dropout": 0.2},
     "rnnsearch": RNNSEARCH_SIZES,

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from seq2seq_jax.decode.alignment import align
 from seq2seq_jax.decode.ctc import frame_log_probs
 from seq2seq_jax.decode.ctc_beam import prefix_beam
 from seq2seq_jax.interfaces import StepResult
@@ -158,3 +160,22 @@ def test_a_beam_of_nothing_is_refused():
     log_probs, mask = make_frames()
     with pytest.raises(ValueError, match="`size` must be at least 1, but is 0 instead"):
         prefix_beam(log_probs, mask, size=0, bos_id=BOS, eos_id=EOS)
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_rows_on_several_devices_give_the_same(speaks):
+    if len(jax.devices()) != 8:
+        pytest.skip(f"needs 8 devices, and there are {len(jax.devices())}")
+    log_probs, mask = make_frames()
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def local(log_probs, mask):
+        model = pair_model(len(mask)) if speaks else None
+        found = prefix_beam(log_probs, mask, size=3, bos_id=BOS, eos_id=EOS, language_model=model, weight=0.5)
+        return found, align(log_probs, mask, found.tokens[:, 0, :2], found.tokens[:, 0, :2] > EOS)
+
+    rows = PartitionSpec("data")
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows)
+    found, wanted = (jax.jit(run, compiler_options=QUICKLY)(log_probs, mask) for run in (mapped, local))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
