@@ -215,8 +215,9 @@ def print_table(args: argparse.Namespace, device: dict[str, Any], results: dict[
     """Prints a line a side, below the sizes and the device."""
     versions = sorted({figures["version"] for figures in results.values()})
     print(
-        f"\n{args.rows} recordings of {args.frames} frames, {args.subsample} to 1/{args.reduction}, {args.layers} layers "
-        f"of {args.features}, {args.dtype}, forward and backward; {', '.join(versions)}\n{rounds.describe_peak(device)}"
+        f"\n{args.rows} recordings of {args.frames} frames, {args.subsample} to 1/{args.reduction}, {args.layers} "
+        f"layers of {args.features}, {args.dtype}, forward and backward; {', '.join(versions)}\n"
+        f"{rounds.describe_peak(device)}"
     )
     print(f"{'':<16}{'ms':>9}{'/ torch':>9}{'median':>9}{'CPU ms':>9}{'FLOP/s':>11}{'temp MiB':>10}{'first s':>9}")
     for side, r in results.items():

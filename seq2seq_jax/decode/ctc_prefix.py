@@ -187,6 +187,7 @@ def prefix_step(frames: Frames, labels: Labels) -> Step:
     """The step over the frames' labels; its cache is a `Prefix`."""
 
     def step_fn(tokens: Array, step: Array, cache: Prefix) -> StepResult:
+        cache = _settle(frames, cache)
         taken, begun = _extend(frames, cache, tokens)
         first = step == 0  # the token is bos: nothing was taken yet
         begun = jnp.where(first, 0.0, begun)[:, None]  # log psi
@@ -224,15 +225,28 @@ def _divide(above: Array, below: Array, otherwise: float) -> Array:
     return jnp.where(nothing, otherwise, above - jnp.where(nothing, 0.0, below))
 
 
+def _settle(frames: Frames, prefix: Prefix) -> Prefix:
+    """The forward variables with what stands after the last real frame: nothing is said there any more.
+
+    A batch whose rows come and go (`decode.rolling`) cuts frames off that no row needs, and fills up with zeros.
+    """
+    real = jnp.pad(frames.mask, ((0, 0), (1, 0)), constant_values=True)
+    last = jnp.sum(frames.mask, axis=1, keepdims=True)
+    total = jnp.take_along_axis(jnp.logaddexp(prefix.label, prefix.blank), last, axis=1, mode="promise_in_bounds")
+    label, blank = jnp.where(real, prefix.label, -jnp.inf), jnp.where(real, prefix.blank, total)
+    return Prefix(label=label, blank=blank, last=prefix.last)
+
+
 def _pick(frames: Frames, tokens: Array) -> Array:
-    """The log-probabilities `[B, S]` of a row's token `[B]` in all of its frames."""
+    """The log-probabilities `[B, S]` of a row's token `[B]` in all of its frames, -inf in those that are not real."""
     index = jnp.clip(tokens, 0)[:, None, None]
-    return jnp.take_along_axis(frames.log_probs, index, axis=2, mode="promise_in_bounds")[:, :, 0]
+    picked = jnp.take_along_axis(frames.log_probs, index, axis=2, mode="promise_in_bounds")[:, :, 0]
+    return jnp.where(frames.mask, picked, -jnp.inf)
 
 
 def _extend(frames: Frames, prefix: Prefix, tokens: Array) -> tuple[Prefix, Array]:
     """The hypothesis with one more token, and log psi of it `[B]`."""
-    here, blank = _pick(frames, tokens), frames.log_probs[:, :, BLANK]
+    here, blank = _pick(frames, tokens), jnp.where(frames.mask, frames.log_probs[:, :, BLANK], 0.0)
     repeats = (tokens == prefix.last)[:, None]
     before = jnp.where(repeats, prefix.blank, jnp.logaddexp(prefix.label, prefix.blank))[:, :-1]
     # One after the other is the least work; accelerators would wait for every frame.

@@ -27,6 +27,7 @@ from seq2seq_jax.decode.ctc_prefix import (
 )
 from seq2seq_jax.decode.method import over_hypotheses
 from seq2seq_jax.decode.ranking import Ranking
+from seq2seq_jax.decode.rolling import fit
 from seq2seq_jax.decode.steps import Decoder, Inputs, fuse
 from seq2seq_jax.interfaces import Memory, StepResult
 from seq2seq_jax.tasks.ctc import ctc_losses
@@ -121,6 +122,24 @@ def test_padding_changes_nothing():
     logits, mask = make_logits()
     short, long = walk(logits[1:2, :3], mask[1:2, :3], (4, 4)), walk(logits[1:2], mask[1:2], (4, 4))
     np.testing.assert_allclose(short, long, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_a_batch_that_rolls_may_cut_and_fill_rows_between_steps(length):
+    """`decode.rolling.fit` fills up with zeros, which are no log-probabilities of nothing."""
+    logits, mask = (x[1:] for x in make_logits())  # rows of 3 and 1 frames, in room for 5
+    frames = make_frames(logits, mask, LABELS)
+    cache, output = start_prefix(frames), (3, 3, 4)
+    wanted = walk(logits, mask, output)
+    for time, token in enumerate((BOS, *output)):
+        room = (3, length)[time % 2]
+        born = jax.eval_shape(
+            lambda room=room: make_frames(jnp.zeros((2, room, VOCAB)), jnp.ones((2, room), bool), LABELS)
+        )
+        frames, cache = fit(frames, born), fit(cache, jax.eval_shape(start_prefix, born))
+        result = prefix_step(frames, LABELS)(jnp.full(2, token), jnp.full(2, time), cache)
+        np.testing.assert_allclose(result.log_probs, wanted[time], rtol=1e-5, atol=1e-5)
+        cache = result.cache
 
 
 def test_long_rows_keep_their_precision():
