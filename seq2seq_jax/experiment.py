@@ -296,7 +296,8 @@ def make_parameters(model: nn.Module, key: Array) -> PyTree:
     tokens = jnp.ones((1, 2), jnp.int32)
     given: tuple[Array, ...] = (tokens, tokens > 0) if isinstance(model, MaskedModel) else (tokens, tokens > 0, tokens)
     if isinstance(model, Listener):
-        frames = jnp.zeros((1, LEAST_FRAMES, model.config.frontend.hop), jnp.float32)
+        config: Any = model.config  # type: ignore[attr-defined]
+        frames = jnp.zeros((1, LEAST_FRAMES, config.frontend.hop), jnp.float32)
         given = (frames, jnp.ones((1, LEAST_FRAMES), bool), *([tokens] if isinstance(model, Seq2Seq) else []))
     return model.init(key, *given)["params"]
 

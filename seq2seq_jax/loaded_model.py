@@ -17,6 +17,7 @@ from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.provenance import count_parameters
 from seq2seq_jax.serve.model_folder import CARD
+from seq2seq_jax.speech_checks import require_mode
 from seq2seq_jax.tasks.constraints import read_wish
 from seq2seq_jax.tasks.engine import Engine
 from seq2seq_jax.tasks.methods import check_count
@@ -50,6 +51,7 @@ class LoadedModel:
         self._own_params = restored.state.averaged
         self._program, self._params = join_models(experiment, self._own_params)
         self._engines: dict[tuple[int | None, str], Engine] = {}
+        self._recognise: Any = None
         data, tags = self.config["data"], experiment.vocabs.source.tags
         tagged = tuple(tag[1:] for tag in tags if tag.startswith("2"))
         self.targets: tuple[str, ...] = tagged if data["target_tag"] else (data["target"],)
@@ -91,6 +93,45 @@ class LoadedModel:
         """
         return [item.text for item in self._run(sentences, self._choose_size(beam_size), target, tags, wishes)]
 
+    def transcribe(self, recordings: str | Sequence[str]) -> list[str]:
+        """Writes down what is said in recordings, of a model that hears.
+
+            model.transcribe(["a.wav", "b.flac"])
+
+        Long recordings are cut at silences.
+
+        Args:
+            recordings: names of files; a single string is one file.
+
+        Returns:
+            As many transcripts, in their order; "" for one in which nobody speaks.
+
+        Raises:
+            UserError: the model reads text, or a file cannot be read.
+        """
+        from seq2seq_jax.data.audio import read_clip
+        from seq2seq_jax.modes.transcribe import make_recognise
+        from seq2seq_jax.serve.transcribe import transcribe_files
+
+        rate, problems = self.config["audio"]["rate"], list[str]()
+        require_mode(self._experiment.config, "transcribe")
+        if self._recognise is None:
+            self._recognise = make_recognise(self._experiment, self._program, self._params, self._own_params)
+        recognise, longest = self._recognise
+        found = transcribe_files(
+            [recordings] if isinstance(recordings, str) else list(recordings),
+            read=lambda name: read_clip(name, rate=rate),
+            recognise=recognise,
+            rate=rate,
+            longest_s=longest,
+            tell=problems.append,
+            most=self.config["decode"]["rows"],
+        )
+        texts = [" ".join(segment.text for segment in item.segments) for item in found]
+        if problems:
+            raise UserError(problems[0])
+        return texts
+
     def translate_nbest(
         self,
         sentences: str | Sequence[str],
@@ -129,6 +170,7 @@ class LoadedModel:
         Args:
             sentences, target, tags: as for `translate`. A blank sentence gets the vector of its end.
         """
+        require_mode(self._experiment.config, "vectors")
         lines = _list_sentences(sentences)
         return self._encoder.encode(self._own_params, lines, tags=self._list_tags(target, tags))[0]
 
@@ -171,6 +213,7 @@ class LoadedModel:
         wishes: Sequence[Mapping[str, Any] | None] | None,
         attention: str = "none",
     ) -> list[Translation]:
+        require_mode(self._experiment.config, "translate")
         lines = _list_sentences(sentences)
         if wishes is not None and len(wishes) != len(lines):
             raise UserError(f"wishes must be one for each of {len(lines)} sentences, but there are {len(wishes)}.")

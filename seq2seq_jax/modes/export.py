@@ -20,6 +20,7 @@ from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.serve.model_card import CardFacts, write_card
 from seq2seq_jax.serve.model_folder import hash_tensors, is_model_folder, write_model
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.workdir import Folder
 
 FORMATS = ("folder",)
@@ -73,6 +74,7 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             changed=_changed_keys(config),
             digests=digests,
             versions=trained_with,
+            hears=reads_speech(config.model),
         )
         write_model(
             made,

@@ -39,10 +39,11 @@ from seq2seq_jax.modes.evaluate import evaluate_into
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.train import Check, train
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.train.writers import format_duration, write_json
 from seq2seq_jax.workdir import Folder, claim, list_members, member_folder
 
-METRICS = ("bleu", "chrf", "bleu_tokenized_lowercase")
+METRICS = ("bleu", "chrf", "bleu_tokenized_lowercase", "wer", "cer")
 HYPOTHESES = "test.hypotheses.txt"
 
 
@@ -230,7 +231,7 @@ def _sum_up(
         }
         for n, each in enumerate(found)
     ]
-    best = max(rows, key=lambda row: row[names[0]])
+    best = max(rows, key=lambda row: -row["wer"] if "wer" in row else row[names[0]])
     results = {
         **evaluated,
         "parameters": sum(each["parameters"] for each in found),
@@ -248,7 +249,9 @@ def _sum_up(
 
 
 def _compare(config: ConfigDict, root: Path, best: Path) -> list[dict[str, Any]]:
-    """The ensemble's translations of test against a member's, by sacreBLEU's paired bootstrap."""
+    """The ensemble's translations of test against a member's, by sacreBLEU's paired bootstrap; of speech nothing."""
+    if reads_speech(config.model):
+        return []
     systems = [System(path.name, list(read_lines(Folder(path).outputs / HYPOTHESES))) for path in (best, root)]
     references = list(read_lines(Folder(root).outputs / "test.references.txt"))
     return judge_scores(systems, references, bleu=make_bleu(config.data.target))
@@ -263,4 +266,6 @@ def render(results: Mapping[str, Any]) -> str:
     lines += [f"  {name:24s}" + "".join(f"{row[key]:26.2f}" for key in names) for name, row in rows]
     against = results["against_best"]
     tests = ", ".join(f"{row['name']} p = {row['p_value']:.4f}" for row in against["scores"])
+    if not tests:
+        return "\n".join([*lines, f"the best of them: {against['folder']}"])
     return "\n".join([*lines, f"ensemble against {against['folder']}, the best of them (paired bootstrap): {tests}"])

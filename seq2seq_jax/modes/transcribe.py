@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from seq2seq_jax.data.audio import parse_clip, probe_clip, read_clip, to_frames
 from seq2seq_jax.data.utterances import read_utterances
 from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.lines import open_output
@@ -23,6 +25,7 @@ from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.serve.progress import Progress
 from seq2seq_jax.serve.subtitles import FORMATS, Segment, join_words, render
 from seq2seq_jax.serve.transcribe import Tally, Transcript, transcribe_files
+from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.workdir import Folder
 
 ENDINGS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
@@ -52,22 +55,8 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
         raise UserError(f"--output must name a folder for {len(names)} recordings as {form}; standard output has one.")
     experiment, chosen = load_run(config, Folder(root))
     program, params = join_models(experiment, chosen.state.averaged)
-    recogniser = make_recogniser(experiment, program=program, times=True)
-    audio, vocab = config.audio, experiment.vocabs.target
-
-    def recognise(waveforms: list[np.ndarray]) -> list[Segment]:
-        sources = [to_frames(samples, hop=audio.hop) for samples in waveforms]
-        found, segments = recogniser.recognise(params, sources, own=chosen.state.averaged), []
-        for samples, item in zip(waveforms, found, strict=True):
-            tokens = [token for token in item.candidates[0].tokens if token != EOS_ID] if item.candidates else []
-            words = () if item.times is None else join_words(tokens, item.times.tolist(), decode=vocab.decode)
-            score = item.candidates[0].score if item.candidates else 0.0
-            segments.append(Segment(item.text, 0.0, len(samples) / audio.rate, words, score))
-        return segments
-
-    tally = Tally()
-    # No longer than what it was taught with: a speller gets lost in longer pieces.
-    longest = min(recogniser.engine.max_source_len, config.data.max_source_len) * audio.hop / audio.rate
+    recognise, longest = make_recognise(experiment, program, params, chosen.state.averaged)
+    audio, tally = config.audio, Tally()
     with Progress(round(_count_seconds(names)), stream=sys.stderr, tell=say, unit="s of audio") as progress:
         found = transcribe_files(
             names,
@@ -84,6 +73,35 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
     say(f"{tally.summarise()} (step {chosen.step})")
     tally.check()
     return tally.failed
+
+
+def make_recognise(
+    experiment: Experiment, program: Program, params: PyTree, own: PyTree
+) -> tuple[Callable[[list[np.ndarray]], list[Segment]], float]:
+    """What turns waveforms into segments, and how many seconds it hears at a time.
+
+    Args:
+        experiment: of the run.
+        program, params: what searches; see `modes.ensemble.join_models`.
+        own: parameters of the run's model alone.
+    """
+    recogniser = make_recogniser(experiment, program=program, times=True)
+    config, vocab = experiment.config, experiment.vocabs.target
+    audio = config.audio
+    # No longer than what it was taught with: a speller gets lost in longer pieces.
+    longest = min(recogniser.engine.max_source_len, config.data.max_source_len) * audio.hop / audio.rate
+
+    def recognise(waveforms: list[np.ndarray]) -> list[Segment]:
+        sources = [to_frames(samples, hop=audio.hop) for samples in waveforms]
+        found, segments = recogniser.recognise(params, sources, own=own), []
+        for samples, item in zip(waveforms, found, strict=True):
+            tokens = [token for token in item.candidates[0].tokens if token != EOS_ID] if item.candidates else []
+            words = () if item.times is None else join_words(tokens, item.times.tolist(), decode=vocab.decode)
+            score = item.candidates[0].score if item.candidates else 0.0
+            segments.append(Segment(item.text, 0.0, len(samples) / audio.rate, words, score))
+        return segments
+
+    return recognise, longest
 
 
 def list_recordings(inputs: str) -> tuple[list[str], bool]:

@@ -13,6 +13,7 @@ from seq2seq_jax.serve.model_folder import WEIGHTS
 
 UNKNOWN = "unknown"
 SCORES = {"bleu": "BLEU", "chrf": "chrF", "bleu_tokenized_lowercase": "BLEU, tokenised and lower-case"}
+SCORES |= {"wer": "WER in percent", "cer": "CER in percent"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CardFacts:
         changed: config keys that differ from their defaults.
         digests: name → sha256, of what is in the folder.
         versions: package → version.
+        hears: whether its sources are audio.
     """
 
     name: str
@@ -47,6 +49,7 @@ class CardFacts:
     changed: Mapping[str, Any]
     digests: Mapping[str, str]
     versions: Mapping[str, str]
+    hears: bool = False
 
 
 def write_card(facts: CardFacts) -> str:
@@ -55,9 +58,9 @@ def write_card(facts: CardFacts) -> str:
         "---",
         f"license: {_quote(facts.licence or UNKNOWN)}",
         "language:",
-        *(f"- {_quote(code)}" for code in (facts.source, facts.target)),
+        *(f"- {_quote(code)}" for code in (facts.source, facts.target)[facts.hears :]),
         "library_name: seq2seq_jax",
-        "pipeline_tag: translation",
+        f"pipeline_tag: {'automatic-speech-recognition' if facts.hears else 'translation'}",
         "---",
     ]
     parts = [_introduce(facts), _tell_use(facts), _tell_scores(facts), _tell_data(facts), _tell_making(facts)]
@@ -66,14 +69,30 @@ def write_card(facts: CardFacts) -> str:
 
 def _introduce(facts: CardFacts) -> str:
     mean = f", the mean of the checkpoints of steps {', '.join(map(str, facts.averaged))}" if facts.averaged else ""
+    source, target = _plain(facts.source), _plain(facts.target)
+    does = f"Writes down speech in `{target}`." if facts.hears else f"Translates from `{source}` to `{target}`."
     return (
-        f"# {_plain(facts.name)}\n\nTranslates from `{_plain(facts.source)}` to `{_plain(facts.target)}`. "
+        f"# {_plain(facts.name)}\n\n{does} "
         f"A `{_plain(facts.model)}` model of {facts.parameters:,} parameters, trained with seq2seq_jax for "
         f"{facts.step:,} steps{mean}.\n\nLicence: {_plain(facts.licence) or UNKNOWN}."
     )
 
 
 def _tell_use(facts: CardFacts) -> str:
+    if facts.hears:
+        return f"""## How to use it
+
+```python
+import seq2seq_jax
+model = seq2seq_jax.load({facts.name!r})
+print(model.transcribe(["a.wav", "b.flac"]))
+```
+
+Or on the command line, as text, JSON with times, SRT or VTT:
+
+```bash
+python -m seq2seq_jax.main --workdir={facts.name} --mode=transcribe --input=a.wav --format=srt
+```"""
     return f"""## How to use it
 
 ```python
@@ -94,12 +113,13 @@ def _tell_scores(facts: CardFacts) -> str:
         return "## Scores\n\nUnknown: it was not evaluated on the test set of its training before it was exported."
     scores = facts.scores
     rows = [
-        f"| {title} | {scores[key]:.2f} | `{_cell(scores[key + '_signature'])}` |"
+        f"| {title} | {scores[key]:.2f} | `{_cell(scores.get(key + '_signature', scores.get('signature', '')))}` |"
         for key, title in SCORES.items()
         if key in scores
     ]
     search = scores.get("search", f"beam {scores['beam_size']}")  # runs of earlier versions had beams alone
-    how = f"On the test set below ({scores['sentences']:,} sentences), {_cell(search)}, by sacreBLEU."
+    by = "jiwer" if facts.hears else "sacreBLEU"
+    how = f"On the test set below ({scores['sentences']:,} sentences), {_cell(search)}, by {by}."
     return "\n".join(["## Scores", "", how, "", "| metric | score | signature |", "|---|---|---|", *rows])
 
 

@@ -26,7 +26,8 @@ SHORTEST = 32
 class Searches(Protocol):
     """What finds hypotheses: `tasks.engine.Engine`, or a `FrameEngine`."""
 
-    max_source_len: int
+    @property
+    def max_source_len(self) -> int: ...
 
     def run(
         self, params: PyTree, sources: Sequence[np.ndarray], *, numbers: Sequence[int], poll: Callable[[], None]

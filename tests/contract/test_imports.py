@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": set(),
     "modes": ANYTHING,
     "command_line": {"config"},
-    "loaded_model": {"config", "experiment", "modes.ensemble", "modes.evaluate", "provenance", "serve"}
-    | {"speech_checks", "tasks", "train", "workdir"},
+    "loaded_model": {"config", "data.audio", "experiment", "modes.ensemble", "modes.evaluate", "modes.transcribe"}
+    | {"provenance", "serve", "speech_checks", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
     "arithmetic": {"config", "speech_checks", "train.freezing"},
