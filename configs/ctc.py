@@ -37,7 +37,7 @@ def get_config(preset: str = "") -> ConfigDict:
     elif preset == "conformer":
         set_conformer(config)
     else:
-        config.model.update(listener_layers=2, listener_features=256)
+        config.model.update(listener_layers=2, listener_features=256, channels=16)
         config.train.update(steps=1500, decay_steps=1500, save_every=250, evaluate_every=250)
     return config
 

@@ -52,7 +52,7 @@ def get_config(preset: str = "") -> ConfigDict:
         set_librispeech(config)
     else:
         set_joint(config)
-        config.model.update(listener_layers=2, listener_features=192, features=192)
+        config.model.update(listener_layers=2, listener_features=192, channels=16, features=192)
         config.train.update(steps=1500, decay_steps=1500, save_every=250, evaluate_every=250)
     return config
 

@@ -10,8 +10,8 @@ weights of the step before were, filtered by F over time, so that attention can 
 what it has heard before. Before the first step all of the weight is on the first frame (as in the authors' program) and
 the context is zero.
 
-Teacher forcing is a loop over the steps of a search, each made again in the backward pass: what is kept of a step is
-its state, its context and its weights, and never the attention's hidden layer.
+Teacher forcing is a loop over the steps of a search. The attention's hidden layer is made again in its backward pass:
+what is kept of a step is no larger than its gates, its context and its weights.
 """
 
 from __future__ import annotations
@@ -162,13 +162,19 @@ class Speller(nn.Module):
             parts = (out,)
         with jax.named_scope("attend"):
             query = states[-1][-1].astype(kind.dtype) @ own["query"]
-            if old.weights is not None:
-                near = cut_neighbours(old.weights, self.width) @ own["filter"]
-                keys = keys + (near.astype(kind.dtype) @ own["location"]).astype(keys.dtype)
-            weights = masked_softmax(make_scores(query[:, None], keys, own["v"])[:, 0], mask)
+            # What is as large as the hidden layer is made again in the backward pass, and never kept of all steps.
+            score = jax.checkpoint(self._score, prevent_cse=False)
+            weights = masked_softmax(score(own, query, keys, old.weights), mask)
             context = jnp.einsum("bs,bsd->bd", weights.astype(values.dtype), values).astype(kind.dtype)
         kept = None if old.weights is None else weights
         return SpellerState(tuple(states), context, kept), weights
+
+    def _score(self, own: PyTree, query: Array, keys: Array, before: Array | None) -> Array:
+        """Scores `[B, S]` float32 of a query `[B, A]`, from the weights of the step before where they matter."""
+        if before is not None:
+            near = cut_neighbours(before, self.width) @ own["filter"]
+            keys = keys + (near.astype(self.kind.dtype) @ own["location"]).astype(keys.dtype)
+        return make_scores(query[:, None], keys, own["v"])[:, 0]
 
     def draw_noise(self, places: Array, *, train: bool) -> Noise | None:
         """The factors of dropout of all steps; None without it. `places` `[T, B, 2]`."""
@@ -206,7 +212,5 @@ class Speller(nn.Module):
             new, weights = self.step(own, x, state, keys, values, mask, here)
             return new, (new.states[-1][-1].astype(dtype), new.context, weights)
 
-        # A loop is not undone by finding its body twice, so that nothing has to keep the two apart.
-        body = jax.checkpoint(advance, prevent_cse=False)
         drawn = None if noise is None else (noise.contexts, noise.between)
-        return lax.scan(body, self.start(values, mask), (x, drawn))[1]
+        return lax.scan(advance, self.start(values, mask), (x, drawn))[1]
