@@ -250,7 +250,9 @@ def run_check(args: argparse.Namespace) -> bool:
     pairs |= {jax.tree_util.keystr(path): (named[path], leaf) for path, leaf in
               jax.tree_util.tree_leaves_with_path(wanted_gradients)}  # fmt: skip
     pairs["features"] = (made, listener_torch.make_features(make_model(args).config.frontend, waveform))
-    errors = {name: float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)) for name, (a, b) in pairs.items()}
+    errors = {
+        name: float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-30) for name, (a, b) in pairs.items()
+    }
     for name, error in errors.items():
         print(f"{name:<60}{error:>10.1e}")
     return max(errors.values()) < TOLERANCE

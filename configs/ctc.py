@@ -45,7 +45,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def set_speech(config: ConfigDict) -> None:
     """What all recognisers have in common: sizes are in frames of 10 ms, and tokens are characters."""
     config.data.update(source="speech", target="en", tokens_per_batch=8192, max_shapes=5)
-    config.data.update(max_source_len=1600, max_target_len=400)
+    config.data.update(max_source_len=800, max_target_len=200)
     config.vocab.update(kind="char", size=100, normalization="nmt_nfkc_cf")
     config.train.update(patience_metric="wer", learning_rate=0.002, warmup_steps=200, label_smoothing=0.0)
     config.decode.update(method="prefix_beam", length_factor=0.4, length_extra=10, max_source_len=3000, rows=32)
@@ -56,7 +56,7 @@ def set_speech(config: ConfigDict) -> None:
 def set_an4(config: ConfigDict) -> None:
     """Less than an hour of speech: the data is what is short."""
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
-    config.data.update(max_source_len=1000, max_target_len=200)
+    config.data.update(max_source_len=850, max_target_len=150)
     config.model.update(listener_layers=3, listener_features=320, dropout=0.2)
     config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.speeds = "0.9,1.0,1.1"
@@ -66,7 +66,9 @@ def set_an4(config: ConfigDict) -> None:
 
 def set_conformer(config: ConfigDict) -> None:
     """Gulati et al. 2020, table 1, the small one; its transducer is a CTC head here."""
-    config.data.update(train="train-clean-100", tokens_per_batch=262_144, max_source_len=2000, max_shapes=10)
+    config.data.update(
+        train="train-clean-100", tokens_per_batch=262_144, max_source_len=2000, max_target_len=400, max_shapes=10
+    )
     config.vocab.update(kind="sentencepiece", size=1024)
     config.audio.update(augment="LD", time_share=0.05)
     config.model.update(listener="conformer", listener_layers=16, listener_features=144, heads=4, feed_forward=576)

@@ -60,7 +60,7 @@ def get_config(preset: str = "") -> ConfigDict:
 def set_speech(config: ConfigDict) -> None:
     """What all recognisers have in common: sizes are in frames of 10 ms, and tokens are characters."""
     config.data.update(source="speech", target="en", tokens_per_batch=8192, max_shapes=5)
-    config.data.update(max_source_len=1600, max_target_len=400)
+    config.data.update(max_source_len=800, max_target_len=200)
     config.vocab.update(kind="char", size=100, normalization="nmt_nfkc_cf")
     config.train.update(patience_metric="wer", learning_rate=0.002, warmup_steps=200, label_smoothing=0.1)
     config.decode.update(length_factor=0.4, length_extra=10, max_source_len=3000, rows=32, beam_size=8)
@@ -79,7 +79,7 @@ def set_an4(config: ConfigDict) -> None:
     """Less than an hour of speech: the data is what is short."""
     set_joint(config)
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
-    config.data.update(max_source_len=1000, max_target_len=200)
+    config.data.update(max_source_len=850, max_target_len=150)
     config.model.update(listener_layers=3, listener_features=320, features=256, dropout=0.2)
     config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.update(speeds="0.9,1.0,1.1", ctc_weight=0.5)
@@ -89,7 +89,7 @@ def set_an4(config: ConfigDict) -> None:
 
 def set_paper(config: ConfigDict) -> None:
     """Chan et al. 2016, sections 3 and 4."""
-    config.data.update(train="train.tsv", sentences_per_batch=32, max_shapes=8)
+    config.data.update(train="train.tsv", sentences_per_batch=32, max_shapes=8, max_source_len=1600, max_target_len=400)
     config.audio.update(mels=40, normalisation="global")
     config.model.update(subsample="pyramid", reduction=8, listener_layers=4, listener_features=512)
     config.model.update(features=512, speller_layers=2, attention="content", dropout=0.0, init_scale=0.1)
@@ -101,7 +101,9 @@ def set_paper(config: ConfigDict) -> None:
 
 def set_librispeech(config: ConfigDict) -> None:
     """Park et al. 2019, sections 3 to 5: LAS-6-1280 with SpecAugment LD and the long schedule."""
-    config.data.update(train="train-clean-100", tokens_per_batch=524_288, max_source_len=2000, max_shapes=10)
+    config.data.update(
+        train="train-clean-100", tokens_per_batch=524_288, max_source_len=2000, max_target_len=400, max_shapes=10
+    )
     config.vocab.update(kind="sentencepiece", size=16_000)
     config.audio.update(augment="LD")
     config.model.update(listener_layers=6, listener_features=1280, features=1280, speller_layers=2)

@@ -181,11 +181,13 @@ class Training:
     def frame_search(self, search: Callable[[Array, Array], Hypotheses]) -> Callable[[PyTree, Batch], Hypotheses]:
         """The jitted search of a batch by the log-probabilities of its frames alone; see `make_frame_search`."""
         make = make_frame_search(self._spread_model, search)
-        return jax.jit(spread_rows(make, self.layout, self.boxed_state.params))
+        everywhere = self.program.place()
+        return jax.jit(spread_rows(make, self.layout, self.boxed_state.params), out_shardings=everywhere)
 
     def frame_paths(self) -> Callable[[PyTree, Batch], Array]:
         """The jitted steps `[B, T, 2]` that the tokens of a batch's targets begin and end at; see `make_paths`."""
-        return jax.jit(spread_rows(make_paths(self._spread_model), self.layout, self.boxed_state.params))
+        paths = spread_rows(make_paths(self._spread_model), self.layout, self.boxed_state.params)
+        return jax.jit(paths, out_shardings=self.program.place())
 
     @property
     def program(self) -> Program:

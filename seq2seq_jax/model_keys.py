@@ -9,7 +9,7 @@ LISTENER_KEYS: dict[str, Any] = {
     # Frames to fewer steps: "pyramid" (Chan et al. 2016: two steps become one before a layer), "conv" (two
     # convolutions of stride 2), "vgg" (four convolutions, two poolings)
     "subsample": "conv",
-    "reduction": 4,  # frames a step of the memory; "pyramid": a power of two, a layer for every doubling; else 4
+    "reduction": 4,  # frames a step of the memory, a power of two; "pyramid" needs a layer more than it doubles
     "listener_layers": 3,
     "listener_features": 256,  # width of a listener layer's output, both directions together
     "heads": 4,  # "conformer"

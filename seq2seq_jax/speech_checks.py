@@ -15,7 +15,7 @@ def reads_speech(model: Mapping[str, Any]) -> bool:
     return "listener" in model
 
 
-OF_TEXT = ("translate", "score", "vectors", "rescore", "backtranslate", "prepare")
+OF_TEXT = ("translate", "score", "vectors", "rescore", "backtranslate", "prepare", "compare")
 """Modes whose sources are text."""
 
 
@@ -52,7 +52,7 @@ def parse_speeds(line: str) -> tuple[float, ...]:
 
 
 def check_speech(config: ConfigDict) -> None:
-    """Refuses keys of speech where nothing is heard, and what a model that hears cannot have.
+    """Refuses searches and scores of speech where nothing is heard, and what a model that hears cannot have.
 
     Raises:
         UserError: names the key, the rule, the value and the cure.
@@ -76,6 +76,14 @@ def check_speech(config: ConfigDict) -> None:
             f"config.train.patience_metric must be {' or '.join(map(repr, metrics))} with config.model.name={name!r}, "
             f"but is {config.train.patience_metric!r} instead."
         )
+    taught = config.audio.ctc_weight
+    if name == "las" and taught >= 1:
+        raise UserError("config.audio.ctc_weight must be less than 1, but is 1: use configs/ctc.py for CTC alone.")
+    if name == "las" and config.decode.ctc_weight and not taught:
+        raise UserError(
+            "config.decode.ctc_weight must be 0 with config.audio.ctc_weight=0, but is "
+            f"{config.decode.ctc_weight} instead: what CTC was not taught it cannot score."
+        )
     if hears:
         _check_recipe(config)
         _check_front_end(config)
@@ -92,6 +100,10 @@ def _check_recipe(config: ConfigDict) -> None:
         "vocab.joint": (True, "there is one vocabulary, of the transcripts"),
         "sequence.objective": ("none", "sequence-level training is for texts"),
         "train.loss_per": ("token", "CTC and cross-entropy are weighed by tokens"),
+        "data.monolingual": ("", "back-translation is for texts"),
+        "decode.must": ("", "words cannot be asked of what was said"),
+        "decode.must_not": ("", "words cannot be forbidden of what was said"),
+        "decode.prefix": ("", "transcripts have no prefix"),
     }
     if config.model.name == "ctc":
         wanted["train.own_tokens"] = (0.0, "CTC reads no tokens")
@@ -103,6 +115,14 @@ def _check_recipe(config: ConfigDict) -> None:
                 f"config.{key} must be {only!r} with config.model.name={config.model.name!r}, but is {value!r} "
                 f"instead: {why}."
             )
+    if config.decode.method == "minimum_bayes_risk":
+        raise UserError(
+            "config.decode.method must be 'beam' or another with a model that hears, but is 'minimum_bayes_risk' "
+            "instead: it compares translations."
+        )
+    for key, value in config.clean.items():
+        if value:
+            raise UserError(f"config.clean.{key} must be off with a model that hears, but is {value!r}: it reads text.")
     parse_speeds(config.audio.speeds)
 
 

@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -28,6 +30,12 @@ NAMED = 5
 """Clips that a line about many of them names."""
 
 _log = logging.getLogger(__name__)
+
+
+def _say(line: str) -> None:
+    """Tells people something, once for all hosts."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def cache_folder() -> Path:
@@ -56,7 +64,7 @@ def read_speech(config: ConfigDict, name: str, split: str) -> ParallelText:
     folder = cache_folder() / "spoken"
     parts = [split, "test_voice"] if split == "test" else [split]
     texts = [
-        read_utterances(write_spoken(folder, split=part, size=sizes[part], seed=0, rate=rate, tell=_log.warning))
+        read_utterances(write_spoken(folder, split=part, size=sizes[part], seed=0, rate=rate, tell=_say))
         for part in parts
     ]
     if len(texts) == 1:
@@ -85,7 +93,7 @@ def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reductio
     keys = config.audio
     _tell_unknown(text, vocab)
     cache = cache_folder() / "durations"
-    seconds = index_durations(text, cache=cache, strict=keys.strict, tell=_log.warning)
+    seconds = index_durations(text, cache=cache, strict=keys.strict, tell=_say)
     pairs = make_audio_pairs(
         text, vocab, rate=keys.rate, hop=keys.hop, seconds=seconds, strict=keys.strict, room=keys.cache_mib << 20
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +63,6 @@ def make_speech_program(model: nn.Module, layout: Layout, boxed: PyTree, keys: C
         decoder = seq2seq_decoder(here, **shared)
         if not keys.ctc_weight:
             return decoder
-        joined = join_ctc(decoder, here, keys.ctc_weight, labels)
-        return dataclasses.replace(joined, attended=lambda held: decoder.attended(held.held))
+        return join_ctc(decoder, here, keys.ctc_weight, labels)
 
     return Program(build, layout, boxed)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.data.audio import FORMATS, name_clip, probe_clip
+from seq2seq_jax.data.audio import FORMATS, name_clip, parse_clip, probe_clip
 from seq2seq_jax.data.sources import ParallelText, read_lines, tell_neighbours
 from seq2seq_jax.data.whole_file import write_whole
 from seq2seq_jax.errors import UserError
@@ -98,14 +98,15 @@ def index_durations(
 
     Args:
         text: see `read_utterances`.
-        cache: a folder where the lengths are kept by the corpus' digest, so that they are found once; None keeps none.
+        cache: a folder where the lengths are kept, by the clips' names and when their files were last changed, so that
+            they are found once; None keeps none.
         strict: a clip that cannot be read is an error. Else all such clips are told of in one line.
         tell: what is called with that line.
 
     Raises:
         UserError: strict, and a clip cannot be read; or not one can be read.
     """
-    kept = None if cache is None else Path(cache) / f"durations-{text.digest[:32]}.npy"
+    kept = None if cache is None else Path(cache) / f"durations-{_hash_files(text)[:32]}.npy"
     seconds = _load_seconds(kept, len(text))
     found = seconds is not None
     if seconds is None:
@@ -142,6 +143,21 @@ def _load_seconds(kept: Path | None, count: int) -> np.ndarray | None:
     except (OSError, ValueError, EOFError):
         return None
     return seconds if seconds.shape == (count,) and seconds.dtype == np.float64 else None
+
+
+def _hash_files(text: ParallelText) -> str:
+    """sha256 over the clips' names, and the sizes of their files and when they were last changed."""
+    digest, known = hashlib.sha256(), dict[str, str]()
+    for name in text.source:
+        path = parse_clip(name).path
+        if path not in known:
+            try:
+                found = os.stat(path)
+                known[path] = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:
+                known[path] = "gone"
+        digest.update(f"{name}\0{known[path]}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 def _probe(name: str) -> float | str:

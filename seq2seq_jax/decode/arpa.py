@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def read_arpa(path: str | Path, *, unknown: float = -20.0) -> Arpa:
             if path.suffix != ".gz" and file.peek(4)[:4] == b"mmap":
                 raise UserError(f"{path}: is a binary of KenLM; give the ARPA file that it was made of.")
             return Arpa(str(path), _Reader(path, _decode(path, file)).read(), unknown)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give an ARPA file of an n-gram model.") from error
 
 

@@ -31,7 +31,7 @@ from seq2seq_jax.layers.cells import State
 from seq2seq_jax.layers.dropout import dropout_mask
 from seq2seq_jax.layers.initializers import matrix_initializer
 from seq2seq_jax.layers.parameters import declare
-from seq2seq_jax.layers.recurrent import LayerKind, Recurrent, draw_noise, run_step
+from seq2seq_jax.layers.recurrent import LayerKind, Recurrent, draw_noise, product, run_step
 
 ATTENTIONS = ("content", "location")
 WINDOW_PART = 8  # shifts that are put together at a time
@@ -126,7 +126,7 @@ class Speller(nn.Module):
         made: dict[str, Any] = {"layers": tuple(layer.step_weights() for layer in self.stack)}
         made |= {"query": query.astype(dtype), "v": v}
         if self.attention == "location":
-            made |= {"filter": self.filter_kernel, "location": self.location_kernel.astype(dtype)}
+            made |= {"filter": self.filter_kernel, "location": self.location_kernel}
         return made
 
     def step(
@@ -172,8 +172,10 @@ class Speller(nn.Module):
     def _score(self, own: PyTree, query: Array, keys: Array, before: Array | None) -> Array:
         """Scores `[B, S]` float32 of a query `[B, A]`, from the weights of the step before where they matter."""
         if before is not None:
-            near = cut_neighbours(before, self.width) @ own["filter"]
-            keys = keys + (near.astype(self.kind.dtype) @ own["location"]).astype(keys.dtype)
+            # Rows are merged: on CPUs products with few inputs take half the time, forward and backward.
+            near = product(cut_neighbours(before, self.width).reshape(-1, self.width), own["filter"])
+            added = product(near.astype(self.kind.dtype), own["location"])
+            keys = keys + added.reshape(keys.shape).astype(keys.dtype)
         return make_scores(query[:, None], keys, own["v"])[:, 0]
 
     def draw_noise(self, places: Array, *, train: bool) -> Noise | None:

@@ -11,6 +11,8 @@ before the next one, so that no recording knows how far it is padded. There is n
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,6 +24,7 @@ from seq2seq_jax.layers.activations import relu
 from seq2seq_jax.layers.dense import Dense
 from seq2seq_jax.layers.initializers import glorot_initializer
 from seq2seq_jax.layers.parameters import declare
+from seq2seq_jax.layers.runs import sum_products
 
 KERNEL = 3
 """Frames and bins that a convolution sees."""
@@ -39,15 +42,51 @@ def stack_pairs(x: Float[Array, "S B D"]) -> Float[Array, "R B E"]:
     return x.reshape(-1, 2, rows, width).swapaxes(1, 2).reshape(-1, rows, 2 * width)
 
 
-def convolve(x: Float[Array, "B S M C"], kernel: Array, *, stride: int) -> Float[Array, "B R G D"]:
-    """A 3x3 convolution that reads zeros around its input, in the dtype of `x`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Float[Array, "B S M C"], kernel: Array, stride: int) -> Float[Array, "B R G D"]:
+    """A 3x3 convolution that reads zeros around its input, in the dtype of `x`; the gradient of the kernel is float32.
 
-    Place (s, m) of the output sees (stride s, stride m) and what is around it, whether a length is odd or even. (On
-    CPUs other ways to write it take as long: nine products, one of gathered patches, or of pairs of frames and bins.)
+    Place (s, m) of the output sees (stride s, stride m) and what is around it, whether a length is odd or even.
     """
-    names = ("NHWC", "HWIO", "NHWC")
-    around = ((KERNEL // 2, KERNEL // 2),) * 2
+    return _convolve(x, kernel, stride)
+
+
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    names, around = ("NHWC", "HWIO", "NHWC"), ((KERNEL // 2, KERNEL // 2),) * 2
     return lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), around, dimension_numbers=names)
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[Array, Array], given: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    _, back = jax.vjp(lambda x: _convolve(x, kernel, stride), x)
+
+    def at_once(x: Array, given: Array) -> Array:
+        return jax.vjp(lambda kernel: _convolve(x, kernel, stride), kernel)[1](given)[0]
+
+    by_rows = functools.partial(_sum_by_rows, stride=stride)
+    return back(given)[0], lax.platform_dependent(x, given, cpu=by_rows, default=at_once)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _sum_by_rows(x: Array, given: Array, *, stride: int) -> Array:
+    """The gradient of the kernel, a product for each of its rows.
+
+    On CPUs XLA's takes up to ten times as long as the convolution: without it two convolutions of 32 channels take a
+    quarter less, forward and backward.
+    """
+    around = jnp.pad(x, ((0, 0), (KERNEL // 2,) * 2, (KERNEL // 2,) * 2, (0, 0)))
+    times, bins = (stride * (size - 1) + 1 for size in given.shape[1:3])
+    rows, flat = [], given.reshape(-1, given.shape[-1])
+    for i in range(KERNEL):
+        seen = [around[:, i : i + times : stride, j : j + bins : stride] for j in range(KERNEL)]
+        rows.append(sum_products(jnp.concatenate(seen, axis=-1).reshape(flat.shape[0], -1), flat))
+    return jnp.stack(rows).reshape(KERNEL, KERNEL, x.shape[-1], given.shape[-1])
 
 
 def pool_pairs(x: Float[Array, "B S M C"]) -> Float[Array, "B R G C"]:
@@ -108,7 +147,7 @@ class Convolutions(nn.Module):
 
     def _convolve(self, x: Array, mask: Array, number: int, *, stride: int) -> tuple[Array, Array]:
         kernel, bias = self.layers[number]
-        made = relu(convolve(x, kernel, stride=stride).astype(jnp.float32) + bias).astype(x.dtype)
+        made = relu(convolve(x, kernel, stride).astype(jnp.float32) + bias).astype(x.dtype)
         mask = halve_mask(mask) if stride == 2 else mask
         return made * mask[:, :, None, None].astype(x.dtype), mask
 

@@ -19,6 +19,7 @@ from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import Execution
+from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.workdir import Folder, list_members
 
@@ -92,6 +93,11 @@ def _check_member(name: str, member: Experiment, first: Experiment) -> None:
     if not takes_source(member.config.model):
         raise UserError(f"{key}: {name} is a language model: name it in config.decode.language_model instead.")
     _check_target(name, member, first, key)
+    if reads_speech(member.config.model) != reads_speech(first.config.model):
+        raise UserError(f"{key}: {name} reads another kind of source: models that search together read the same.")
+    for audio in ("rate", "hop") if reads_speech(first.config.model) else ():
+        if (own := member.config.audio[audio]) != (wanted := first.config.audio[audio]):
+            raise UserError(f"{key}: {name} must have audio.{audio}={wanted}, as this model, but has {own} instead.")
     if member.vocabs.source.digest != first.vocabs.source.digest:
         raise UserError(f"{key}: {name} has another source vocabulary ({_tell(member, first, 'source')}); {_CURE}.")
 
@@ -139,7 +145,7 @@ def _fuse_ngram(program: Program, experiment: Experiment) -> tuple[Program, NGra
     pieces = [piece.replace(" ", "\u2581") for piece in vocab.pieces(range(vocab.size))]
     arpa = read_arpa(Path(keys.ngram.strip()).expanduser())
     ngram = make_ngram(arpa, pieces, bos_id=vocab.bos_id, eos_id=vocab.eos_id, pad_id=vocab.pad_id)
-    if missing := [piece for piece in find_missing(arpa, pieces[vocab.first_id :])]:
+    if missing := find_missing(arpa, pieces[vocab.first_id :]):
         say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
     first, sizes = program.build, program.layout.mesh.shape
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from seq2seq_jax.corpora import Corpus
 from seq2seq_jax.data.pipeline import build_batch
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.layers.frontend import log_mel, measure
@@ -35,7 +36,10 @@ def measure_features(experiment: Experiment, corpus: Corpus, state: TrainState) 
             if count >= UTTERANCES:
                 return
 
-    mean, scale = measure(read())
+    try:
+        mean, scale = measure(read())
+    except ValueError as error:
+        raise UserError(f"config.data.train: none of the first clips can be read ({error}).") from error
 
     def put(params: PyTree) -> PyTree:
         if params is None:

@@ -26,6 +26,7 @@ from seq2seq_jax.modes.scoring import describe_search, say
 from seq2seq_jax.parallel.roofline import Hardware, calibrate, find_hardware
 from seq2seq_jax.parallel.topology import Analysis, analyse, count_bytes_per_device, describe_devices
 from seq2seq_jax.provenance import count_parameters
+from seq2seq_jax.speech_checks import reads_speech
 
 
 def plan(
@@ -164,10 +165,11 @@ def _plan_decode(training: Training, hardware: Hardware, source_len: int, effort
     how, search = training.make_search(), cast(Any, training.search())
     max_len = how.longest(source_len)
     params = training.abstract_state().params
-    tokens = jax.ShapeDtypeStruct((rows, source_len), jnp.int32)
-    mask, real = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.bool_)
-    held = {"parameters": count_bytes_per_device(params), "batch": 5.0 * rows * source_len}
-    given: list[Any] = [params, tokens, mask, real]
+    audio = (training.config.audio.hop,) if reads_speech(training.config.model) else ()
+    source = jax.ShapeDtypeStruct((rows, source_len, *audio), jnp.float32 if audio else jnp.int32)
+    mask, real = jax.ShapeDtypeStruct(source.shape[:2], jnp.bool_), jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    held = {"parameters": count_bytes_per_device(params), "batch": 4.0 * source.size + mask.size}
+    given: list[Any] = [params, source, mask, real]
     if getattr(how.method, "temperature", 0.0) > 0:  # it draws, by the number of each row and a key
         given += [jax.ShapeDtypeStruct((rows,), jnp.int32), jax.eval_shape(jax.random.key, 0)]
     lower = functools.partial(search.lower, *given, max_len=max_len)

@@ -58,18 +58,20 @@ def make_recogniser(
     training, keys, audio = experiment.training, experiment.config.decode, experiment.config.audio
     method, size = method or keys.method, beam_size or keys.beam_size
     alone = not (keys.ensemble or keys.language_model or keys.ngram)
-    limits = {"rows": _round_rows(experiment), "max_source_len": keys.max_source_len}
+    devices = training.mesh.size
+    limits = {"rows": -(-keys.rows // devices) * devices, "max_source_len": keys.max_source_len}
     labels_frames = _labels_frames(experiment)
     engine: Searches
     if not isinstance(training.model, Seq2Seq) and (method in ("greedy", "prefix_beam") or size == 1) and alone:
-        engine = FrameEngine(training.frame_search(_choose_frame_search(method, size)), **limits)
+        engine = FrameEngine(training.frame_search(_choose_frame_search(method, size)), **limits, multiple=devices)
     else:
         search = training.make_search(size, method="beam" if method == "prefix_beam" else method)
         engine = experiment.engine(search, attention=attention, program=program)
     reduction = experiment.config.model.reduction
     clock = None
     if times and labels_frames:
-        clock = Clock(training.frame_paths(), seconds=reduction * audio.hop / audio.rate, **limits)
+        seconds = reduction * audio.hop / audio.rate
+        clock = Clock(training.frame_paths(), seconds=seconds, multiple=devices, **limits)
     return Recogniser(engine, experiment.vocabs.target, reduction, clock)
 
 
@@ -84,11 +86,6 @@ def _labels_frames(experiment: Experiment) -> bool:
     config = experiment.config
     taught = config.model.name == "ctc" or config.audio.ctc_weight > 0
     return isinstance(experiment.training.model, FrameModel) and taught
-
-
-def _round_rows(experiment: Experiment) -> int:
-    devices = experiment.training.mesh.size
-    return -(-experiment.config.decode.rows // devices) * devices
 
 
 def read_frames(names: Sequence[str], *, rate: int, hop: int, strict: bool) -> tuple[list[np.ndarray], list[str]]:
@@ -138,6 +135,8 @@ def evaluate_speech(
             poll=lambda: stop.check("during the evaluation on test"),
         )
         seconds += sum(map(len, sources)) * config.audio.hop / config.audio.rate
+    if cut := sum(item.cut for item in found):
+        say(f"{cut} utterances are longer than config.decode.max_source_len frames; the rest of them was not heard")
     took = time.monotonic() - started
 
     def score() -> dict[str, Any]:
@@ -160,7 +159,8 @@ def _score(experiment: Experiment, found: list[Recognition], test: ParallelText,
     begin, groups = 0, {}
     for name, count in test.groups:
         part = slice(begin, begin + count)
-        groups[name] = {key: speech_scores(hypotheses[part], references[part])[key] for key in ("wer", "cer")}
+        own = speech_scores(hypotheses[part], references[part])
+        groups[name] = {key: own[key] for key in ("wer", "cer")}
         begin += count
     if groups:
         scores["groups"] = groups

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.audio import parse_clip, probe_clip, read_clip, to_frames
-from seq2seq_jax.data.utterances import read_utterances
+from seq2seq_jax.data.utterances import SUFFIXES, read_utterances
 from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
@@ -29,7 +29,6 @@ from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.workdir import Folder
 
 ENDINGS = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
-MANIFESTS = (".tsv", ".jsonl", ".json", ".tsv.gz", ".jsonl.gz")
 
 
 def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, *, form: str) -> int:
@@ -53,6 +52,7 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
     names, several = list_recordings(inputs)
     if several and output is None and form != "text":
         raise UserError(f"--output must name a folder for {len(names)} recordings as {form}; standard output has one.")
+    _check_output(output, several=several)
     experiment, chosen = load_run(config, Folder(root))
     program, params = join_models(experiment, chosen.state.averaged)
     recognise, longest = make_recognise(experiment, program, params, chosen.state.averaged)
@@ -75,6 +75,14 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
     return tally.failed
 
 
+def _check_output(output: str | None, *, several: bool) -> None:
+    """Refuses a folder for one transcript, and a file for many, before anything is recognised."""
+    if output is not None and not several and Path(output).is_dir():
+        raise UserError(f"--output={output}: must be a file for one recording, but is a folder; name a file in it.")
+    if output is not None and several and Path(output).exists() and not Path(output).is_dir():
+        raise UserError(f"--output={output}: must be a folder for several recordings, but is a file; name another.")
+
+
 def make_recognise(
     experiment: Experiment, program: Program, params: PyTree, own: PyTree
 ) -> tuple[Callable[[list[np.ndarray]], list[Segment]], float]:
@@ -91,9 +99,13 @@ def make_recognise(
     # No longer than what it was taught with: a speller gets lost in longer pieces.
     longest = min(recogniser.engine.max_source_len, config.data.max_source_len) * audio.hop / audio.rate
 
+    heard = 0
+
     def recognise(waveforms: list[np.ndarray]) -> list[Segment]:
+        nonlocal heard
         sources = [to_frames(samples, hop=audio.hop) for samples in waveforms]
-        found, segments = recogniser.recognise(params, sources, own=own), []
+        found, segments = recogniser.recognise(params, sources, own=own, first=heard), []
+        heard += len(sources)
         for samples, item in zip(waveforms, found, strict=True):
             tokens = [token for token in item.candidates[0].tokens if token != EOS_ID] if item.candidates else []
             words = () if item.times is None else join_words(tokens, item.times.tolist(), decode=vocab.decode)
@@ -117,7 +129,7 @@ def list_recordings(inputs: str) -> tuple[list[str], bool]:
         path = Path(part).expanduser()
         if path.is_dir():
             names, several = names + read_utterances(path, need_text=False).source, True
-        elif part.lower().endswith(MANIFESTS):
+        elif part.lower().endswith(SUFFIXES):
             names, several = names + read_utterances(path, need_text=False).source, True
         elif any(mark in part for mark in "*?[") and not path.exists():
             found = sorted(glob.glob(str(path)))
@@ -143,9 +155,9 @@ def _count_seconds(names: Sequence[str]) -> float:
 def write_transcripts(found: Iterator[Transcript], output: str | None, *, form: str, several: bool) -> None:
     """Writes transcripts as they come; a file appears whole or not at all."""
     if not several:
-        with open_output(output) as file:
-            for item in found:
-                if not item.error:  # of which people are told
+        for item in found:
+            if not item.error:  # of which people are told
+                with open_output(output) as file:
                     file.write(render(item.segments, form, duration=item.duration))
         return
     if output is None:

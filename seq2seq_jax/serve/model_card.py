@@ -117,7 +117,9 @@ def _tell_scores(facts: CardFacts) -> str:
         for key, title in SCORES.items()
         if key in scores
     ]
-    search = scores.get("search", f"beam {scores['beam_size']}")  # runs of earlier versions had beams alone
+    search = (
+        scores["search"] if "search" in scores else f"beam {scores['beam_size']}"
+    )  # earlier versions had beams alone
     by = "jiwer" if facts.hears else "sacreBLEU"
     how = f"On the test set below ({scores['sentences']:,} sentences), {_cell(search)}, by {by}."
     return "\n".join(["## Scores", "", how, "", "| metric | score | signature |", "|---|---|---|", *rows])

@@ -126,11 +126,13 @@ class FrameEngine:
         search: `search(params, batch) -> Hypotheses`, jitted.
         rows: utterances searched at a time.
         max_source_len: frames of an utterance, at most.
+        multiple: rows of every batch are a multiple of it: of the devices that share them.
     """
 
     search: Callable[[PyTree, Batch], Hypotheses]
     rows: int
     max_source_len: int
+    multiple: int = 1
 
     def run(
         self,
@@ -142,7 +144,8 @@ class FrameEngine:
     ) -> Iterator[tuple[int, Hypotheses]]:
         """As that of `tasks.engine.Engine`."""
         del numbers  # nothing is drawn
-        for ids, batch in make_batches(sources, [[] for _ in sources], rows=self.rows, max_len=self.max_source_len):
+        sizes = {"rows": self.rows, "max_len": self.max_source_len, "multiple": self.multiple}
+        for ids, batch in make_batches(sources, [[] for _ in sources], **sizes):
             poll()
             found = jax.device_get(self.search(params, batch))
             for row, n in enumerate(ids):
@@ -162,12 +165,14 @@ class Clock:
         rows: utterances at a time.
         max_source_len: frames of an utterance, at most.
         seconds: of a step of the memory.
+        multiple: see `FrameEngine`.
     """
 
     paths: Callable[[PyTree, Batch], Array]
     rows: int
     max_source_len: int
     seconds: float
+    multiple: int = 1
 
     def find(
         self, params: PyTree, sources: Sequence[np.ndarray], tokens: Sequence[Sequence[int]]
@@ -175,7 +180,8 @@ class Clock:
         """Seconds of begin and end of every token but eos, `[T, 2]` each; None where there is no path."""
         labels = [[token for token in each if token != EOS_ID] for each in tokens]
         found: list[np.ndarray | None] = [None] * len(sources)
-        for ids, batch in make_batches(sources, labels, rows=self.rows, max_len=self.max_source_len):
+        sizes = {"rows": self.rows, "max_len": self.max_source_len, "multiple": self.multiple}
+        for ids, batch in make_batches(sources, labels, **sizes):
             steps = np.asarray(jax.device_get(self.paths(params, batch)))
             for row, n in enumerate(ids):
                 if n >= 0 and (steps[row, : len(labels[n])] >= 0).all():
@@ -184,7 +190,7 @@ class Clock:
 
 
 def make_batches(
-    sources: Sequence[np.ndarray], labels: Sequence[Sequence[int]], *, rows: int, max_len: int
+    sources: Sequence[np.ndarray], labels: Sequence[Sequence[int]], *, rows: int, max_len: int, multiple: int = 1
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Utterances of like length side by side: their places (-1 only fills), and a batch of NumPy arrays.
 
@@ -193,10 +199,11 @@ def make_batches(
         labels: tokens of each, which become `target_out`.
         rows: of a batch; of few utterances a power of two.
         max_len: frames of a source, at most.
+        multiple: rows are rounded up to a multiple of it.
     """
     if not sources:
         return
-    rows = min(rows, 1 << (len(sources) - 1).bit_length())
+    rows = -(-min(rows, 1 << (len(sources) - 1).bit_length()) // multiple) * multiple
     width = 1 << max((len(each) for each in labels), default=0).bit_length()
     lengths = [len(source) for source in sources]
     for ids, length in length_batches(lengths, rows=rows, multiple=SHORTEST, max_len=max_len):

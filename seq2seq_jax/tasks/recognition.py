@@ -59,8 +59,11 @@ def make_speech_loss(
             )
             objective = (1.0 - weight) * sums["loss"]
         if weight > 0:
-            ctc, impossible = _sum_ctc(run, memory, batch)
+            ctc, possible = _sum_ctc(run, memory, batch)
             objective = objective + weight * ctc
+            if not spells:  # what no path can say is not part of a mean
+                sums["weight"] = jnp.sum((batch.target_mask & possible[:, None]).astype(jnp.float32))
+            impossible = jnp.sum((~possible & batch.row_mask).astype(jnp.float32))
             sums = {"nll": ctc, **sums, "ctc": ctc, "impossible": impossible}
         return objective, {
             **sums,
@@ -74,12 +77,11 @@ def make_speech_loss(
 
 
 def _sum_ctc(run: Runner, memory: Memory, batch: Batch) -> tuple[Array, Array]:
-    """The CTC loss summed over a batch, and how many of its utterances can have none."""
+    """The CTC loss summed over a batch, and which of its utterances can have one."""
     model = run.model
     kernel, bias = run.get("frame_weights")
     split, size = model.execution.vocabulary, model.config.target_vocab
     logits = frame_logits(memory.hidden, kernel, bias, split=split, vocab_size=size)
     labels = batch.target_mask & (batch.target_out != EOS_ID)
     losses, possible = ctc_losses(logits, memory.mask, batch.target_out, labels)
-    impossible = jnp.sum((~possible & batch.row_mask).astype(jnp.float32))
-    return jnp.sum(jnp.where(batch.row_mask, losses, 0.0)), impossible
+    return jnp.sum(jnp.where(batch.row_mask, losses, 0.0)), possible

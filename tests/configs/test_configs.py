@@ -233,6 +233,10 @@ def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, va
         ("gnmt", "train.patience_metric", "wer", "must be 'bleu' or 'loss'"),
         ("las", "train.patience_metric", "bleu", "must be 'wer' or 'loss'"),
         ("las", "audio.ctc_weight", 1.5, "must be at most 1"),
+        ("las", "audio.ctc_weight", 1.0, "must be less than 1"),
+        ("las", "decode.must", "a", "must be ''"),
+        ("las", "decode.method", "minimum_bayes_risk", "must be 'beam' or another"),
+        ("las", "clean.copies", True, "must be off"),
         ("las", "data.pack", True, "must be False"),
         ("las", "vocab.joint", False, "must be True"),
         ("las", "audio.speeds", "0.9,fast", "must be numbers from 0.5 to 2"),
@@ -249,6 +253,13 @@ def test_keys_of_speech_that_do_not_go_together_are_refused(name, key, value, ru
     section, _, last = key.partition(".")
     config[section][last] = value
     with pytest.raises(UserError, match=rf"config\.{key} {rule}"):
+        check_config(config)
+
+
+def test_a_head_that_is_not_taught_does_not_search():
+    config = load("las").get_config()
+    config.audio.ctc_weight = 0.0
+    with pytest.raises(UserError, match=r"config\.decode\.ctc_weight must be 0 with config\.audio\.ctc_weight=0"):
         check_config(config)
 
 

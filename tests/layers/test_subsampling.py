@@ -36,12 +36,27 @@ def test_pairs_stand_side_by_side(length):
 def test_a_convolution_is_centred_on_its_place(sizes, stride):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *sizes, 3)), rng.normal(size=(3, 3, 3, 2))
-    made = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), stride=stride)
+    made = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), stride)
     around = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for s, m in np.ndindex(-(-sizes[0] // stride), -(-sizes[1] // stride)):
         seen = around[:, stride * s : stride * s + 3, stride * m : stride * m + 3]
         np.testing.assert_allclose(made[:, s, m], np.einsum("bijc,ijcd->bd", seen, kernel), atol=1e-5)
     assert made.shape == (2, -(-sizes[0] // stride), -(-sizes[1] // stride), 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_its_gradients_are_those_of_differences(stride):
+    rng = np.random.default_rng(0)
+    shapes = ((2, 5, 4, 3), (3, 3, 3, 2)) * 2
+    x, kernel, change_x, change_kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    weights = jnp.asarray(rng.normal(size=convolve(x, kernel, stride).shape), jnp.float32)
+    gradients = jax.grad(lambda x, kernel: jnp.vdot(weights, convolve(x, kernel, stride)), (0, 1))(x, kernel)
+    moved = [
+        jnp.vdot(weights, convolve(change_x, kernel, stride)),
+        jnp.vdot(weights, convolve(x, change_kernel, stride)),
+    ]
+    for gradient, change, want in zip(gradients, (change_x, change_kernel), moved, strict=True):  # it is linear in each
+        np.testing.assert_allclose(jnp.vdot(gradient, change), want, rtol=1e-4)
 
 
 def test_pools_take_the_largest_of_what_there_is():

@@ -1,7 +1,6 @@
 """Speech from files to transcripts by the command line, on a language of tones that a tiny model learns in seconds."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,7 @@ SMALL_MASKS = ("--config.audio.augment=own", "--config.audio.freq_width=3", "--c
 def ctc(corpus, tmp_path_factory):
     """A CTC model that knows its letters."""
     root = tmp_path_factory.mktemp("runs") / "ctc"
-    steps = ("--config.train.steps=120", "--config.train.evaluate_every=60", "--config.train.save_every=60")
+    steps = ("--config.train.steps=300", "--config.train.evaluate_every=150", "--config.train.save_every=150")
     assert call(*CTC, *corpus[1], f"--workdir={root}", *steps, *SMALL_MASKS) == 0
     return root
 
@@ -151,7 +150,7 @@ def test_joint_training_and_search_resume_as_if_unbroken(corpus, tmp_path):
     assert results["search"] == "beam 3 (CTC 0.4)"
 
 
-def test_a_damaged_file_is_left_out_and_counted_unless_strict(corpus, tmp_path, caplog, capsys):
+def test_a_damaged_file_is_left_out_and_counted_unless_strict(corpus, tmp_path, capsys):
     folder, _ = corpus
     rows = (folder / "train.tsv").read_text().splitlines()[:25]
     texts = [rows[0], *(f"{folder}/{row}" for row in rows[1:])]
@@ -162,10 +161,8 @@ def test_a_damaged_file_is_left_out_and_counted_unless_strict(corpus, tmp_path, 
     manifest.write_text("\n".join([*texts, "torn.wav\tabca"]) + "\n")
     dev = [f"--config.data.{name}={folder / 'dev.tsv'}" for name in ("dev", "test")]
     keys = (*CTC, f"--config.data.train={manifest}", *dev, "--config.train.steps=4", "--config.train.evaluate_every=4")
-    with caplog.at_level(logging.WARNING):
-        assert call(*keys, f"--workdir={tmp_path / 'run'}") == 0
-    assert sum("torn.wav" in record.getMessage() for record in caplog.records) >= 1
-    capsys.readouterr()
+    assert call(*keys, f"--workdir={tmp_path / 'run'}") == 0
+    assert "1 of 25 clips cannot be read" in (told := capsys.readouterr().err) and "torn.wav" in told
     assert call(*keys, f"--workdir={tmp_path / 'strict'}", "--config.audio.strict=True") == 2
     error = capsys.readouterr().err
     assert "torn.wav" in error and "Traceback" not in error
