@@ -37,8 +37,8 @@ def get_config(preset: str = "") -> ConfigDict:
     elif preset == "conformer":
         set_conformer(config)
     else:
+        set_spoken(config)
         config.model.update(listener_layers=2, listener_features=256, channels=16)
-        config.train.update(steps=1500, decay_steps=1500, save_every=250, evaluate_every=250)
     return config
 
 
@@ -51,6 +51,14 @@ def set_speech(config: ConfigDict) -> None:
     config.decode.update(method="prefix_beam", length_factor=0.4, length_extra=10, max_source_len=3000, rows=32)
     config.decode.update(coverage_penalty=0.0, length_penalty=0.0)
     config.evaluate.dev_sentences = 100
+
+
+def set_spoken(config: ConfigDict) -> None:
+    """The built-in speech: short sentences, so many small batches, and little is hidden of them."""
+    config.data.update(tokens_per_batch=4096, max_source_len=400, max_target_len=80)
+    config.audio.update(augment="own", freq_masks=1, freq_width=15, time_masks=1, time_width=15, time_share=0.2)
+    config.train.update(learning_rate=0.003, steps=3500, decay_steps=3500, decay_floor=0.01)
+    config.train.update(save_every=500, evaluate_every=500)
 
 
 def set_an4(config: ConfigDict) -> None:

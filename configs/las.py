@@ -13,7 +13,7 @@ folder as LibriSpeech unpacks; docs/speech.md.
 
 Presets:
 
-- (none): two convolutions, two bidirectional layers of 192 and a speller of 192 on the built-in speech (sentences of
+- (none): two convolutions, two bidirectional layers of 256 and a speller of 192 on the built-in speech (sentences of
   the phrasebook, spoken by a synthesiser), characters; trained and searched jointly with CTC.
 - `an4`: for a corpus of an hour, as CMU's AN4: joint CTC, SpecAugment, speeds.
 - `paper`: Chan et al. 2016, section 4: a pyramid of one bidirectional layer and three that halve the length, 256 a
@@ -52,8 +52,8 @@ def get_config(preset: str = "") -> ConfigDict:
         set_librispeech(config)
     else:
         set_joint(config)
-        config.model.update(listener_layers=2, listener_features=192, channels=16, features=192)
-        config.train.update(steps=1500, decay_steps=1500, save_every=250, evaluate_every=250)
+        set_spoken(config)
+        config.model.update(listener_layers=2, listener_features=256, channels=16, features=192)
     return config
 
 
@@ -68,11 +68,19 @@ def set_speech(config: ConfigDict) -> None:
     config.evaluate.dev_sentences = 100
 
 
+def set_spoken(config: ConfigDict) -> None:
+    """The built-in speech: short sentences, so many small batches, and little is hidden of them."""
+    config.data.update(tokens_per_batch=4096, max_source_len=400, max_target_len=80)
+    config.audio.update(augment="own", freq_masks=1, freq_width=15, time_masks=1, time_width=15, time_share=0.2)
+    config.train.update(learning_rate=0.003, steps=3500, decay_steps=3500, decay_floor=0.01)
+    config.train.update(save_every=500, evaluate_every=500)
+
+
 def set_joint(config: ConfigDict) -> None:
     """Joint CTC and attention (Watanabe et al. 2017), in training and in search."""
     config.model.ctc_head = True
-    config.audio.ctc_weight = 0.3
-    config.decode.ctc_weight = 0.4
+    config.audio.ctc_weight = 0.5
+    config.decode.ctc_weight = 0.6
 
 
 def set_an4(config: ConfigDict) -> None:
@@ -82,7 +90,7 @@ def set_an4(config: ConfigDict) -> None:
     config.data.update(max_source_len=850, max_target_len=150)
     config.model.update(listener_layers=3, listener_features=320, features=256, dropout=0.2)
     config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
-    config.audio.update(speeds="0.9,1.0,1.1", ctc_weight=0.5)
+    config.audio.update(speeds="0.9,1.0,1.1")
     config.train.update(steps=2000, decay_steps=2000, save_every=200, evaluate_every=200)
     config.evaluate.dev_sentences = 0
 

@@ -57,7 +57,7 @@ def make_recogniser(
     """
     training, keys, audio = experiment.training, experiment.config.decode, experiment.config.audio
     method, size = method or keys.method, beam_size or keys.beam_size
-    alone = not (keys.ensemble or keys.language_model or keys.ngram)
+    alone = program is None or not (keys.ensemble or keys.language_model or keys.ngram)
     devices = training.mesh.size
     limits = {"rows": -(-keys.rows // devices) * devices, "max_source_len": keys.max_source_len}
     labels_frames = _labels_frames(experiment)
