@@ -57,7 +57,7 @@ def set_spoken(config: ConfigDict) -> None:
     """The built-in speech: short sentences, so many small batches, and little is hidden of them."""
     config.data.update(tokens_per_batch=4096, max_source_len=400, max_target_len=80)
     config.audio.update(augment="own", freq_masks=1, freq_width=15, time_masks=1, time_width=15, time_share=0.2)
-    config.train.update(learning_rate=0.003, steps=3500, decay_steps=3500, decay_floor=0.01)
+    config.train.update(learning_rate=0.003, steps=4500, decay_steps=4500, decay_floor=0.01)
     config.train.update(save_every=500, evaluate_every=500)
 
 
