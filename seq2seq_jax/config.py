@@ -21,7 +21,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, RESUMABLE, SHARES
 from seq2seq_jax.model_keys import MODEL_KEYS
 from seq2seq_jax.search_checks import check_search
-from seq2seq_jax.speech_checks import check_speech, reads_speech
+from seq2seq_jax.speech_checks import check_speech, reads_speech, require_only
 
 
 def default_config(model: str = "gnmt") -> ConfigDict:
@@ -230,14 +230,6 @@ def _check_batches(config: ConfigDict) -> None:
         raise UserError(f"config.vocab.target_size must {rule}, but is {vocab.target_size} instead.")
 
 
-def _require(config: ConfigDict, wanted: Mapping[str, tuple[Any, str]], *, beside: str) -> None:
-    """Refuses other values than the wanted ones of keys (dotted → value, reason) beside what a config has."""
-    for key, (only, why) in wanted.items():
-        section, _, name = key.partition(".")
-        if (value := config[section][name]) != only:
-            raise UserError(f"config.{key} must be {only!r} with {beside}, but is {value!r} instead: {why}.")
-
-
 def _check_packing(config: ConfigDict) -> None:
     """Refuses what rows of several pairs cannot have."""
     others = {
@@ -246,7 +238,7 @@ def _check_packing(config: ConfigDict) -> None:
         "data.subword_sampling": (0.0, "a drawn segmentation is longer than the room that was planned for it"),
         "sequence.objective": ("none", "its candidates have a row each"),
     }
-    _require(config, others, beside="config.data.pack")
+    require_only(config, others, beside="config.data.pack")
     model = config.model
     if not is_transformer(model):
         able = ", ".join(name for name, keys in MODEL_KEYS.items() if is_transformer(keys))
@@ -305,7 +297,7 @@ def _check_masked(config: ConfigDict) -> None:
         "decode.ensemble": ("", "it searches for nothing"),
         "decode.language_model": ("", "it searches for nothing"),
     }
-    _require(config, others, beside=f"config.model.name={config.model.name!r}")
+    require_only(config, others, beside=f"config.model.name={config.model.name!r}")
     keys = config.masked
     if not 0 < keys.share < 1:
         raise UserError(f"config.masked.share must be more than 0 and less than 1, but is {keys.share} instead.")

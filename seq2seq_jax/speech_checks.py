@@ -33,6 +33,14 @@ def require_mode(config: ConfigDict, mode: str) -> None:
         raise UserError(f"--mode=transcribe: needs a model that hears (las, ctc), but this one is a {name!r}.")
 
 
+def require_only(config: ConfigDict, wanted: Mapping[str, tuple[Any, str]], *, beside: str) -> None:
+    """Refuses other values than the wanted ones of keys (dotted → value, reason) beside what a config has."""
+    for key, (only, why) in wanted.items():
+        section, _, name = key.partition(".")
+        if (value := config[section][name]) != only:
+            raise UserError(f"config.{key} must be {only!r} with {beside}, but is {value!r} instead: {why}.")
+
+
 def parse_speeds(line: str) -> tuple[float, ...]:
     """`audio.speeds` as numbers; none where it is "".
 
@@ -108,13 +116,7 @@ def _check_recipe(config: ConfigDict) -> None:
     if config.model.name == "ctc":
         wanted["train.own_tokens"] = (0.0, "CTC reads no tokens")
         wanted["train.label_smoothing"] = (0.0, "CTC has no wrong token of its own to smooth over")
-    for key, (only, why) in wanted.items():
-        section, _, last = key.partition(".")
-        if (value := config[section][last]) != only:
-            raise UserError(
-                f"config.{key} must be {only!r} with config.model.name={config.model.name!r}, but is {value!r} "
-                f"instead: {why}."
-            )
+    require_only(config, wanted, beside=f"config.model.name={config.model.name!r}")
     if config.decode.method == "minimum_bayes_risk":
         raise UserError(
             "config.decode.method must be 'beam' or another with a model that hears, but is 'minimum_bayes_risk' "

@@ -91,15 +91,15 @@ def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reductio
         reduction: frames a step of what CTC labels; 0: nothing has to fit into its frames.
     """
     keys = config.audio
-    _tell_unknown(text, vocab)
     cache = cache_folder() / "durations"
     seconds = index_durations(text, cache=cache, strict=keys.strict, tell=_say)
     pairs = make_audio_pairs(
         text, vocab, rate=keys.rate, hop=keys.hop, seconds=seconds, strict=keys.strict, room=keys.cache_mib << 20
     )
+    _tell_unknown(text, pairs, vocab)
     if not reduction:
         return pairs
-    quickest = max(1.0, *parse_speeds(keys.speeds), 1.0)
+    quickest = max((1.0, *parse_speeds(keys.speeds)))
     ids = impossible(np.floor(pairs.frames / quickest), pairs.target, reduction=reduction)
     ids = ids[pairs.frames[ids] > 0]
     tell_set_aside(text, ids, why="too short for their transcripts (CTC has a step for every token)")
@@ -119,10 +119,9 @@ def tell_set_aside(text: ParallelText, ids: np.ndarray, *, why: str) -> None:
         _log.warning("%s: %d utterances are %s and set aside: %s", text.name, len(ids), why, names)
 
 
-def _tell_unknown(text: ParallelText, vocab: Vocab) -> None:
+def _tell_unknown(text: ParallelText, pairs: AudioPairs, vocab: Vocab) -> None:
     """Names the first transcript that the vocabulary cannot spell."""
-    encoded = vocab.encode_many(text.target or [])
-    unknown = [n for n, ids in enumerate(encoded) if UNK_ID in ids]
+    unknown = [n for n in range(len(pairs)) if UNK_ID in pairs.target[n]]
     if not unknown:
         return
     first = unknown[0]

@@ -113,7 +113,7 @@ def index_durations(
         seconds = np.full(len(text), np.nan)
     todo = np.flatnonzero(np.isnan(seconds)).tolist()
     with ThreadPoolExecutor(_THREADS) as pool:
-        told = pool.map(_probe, (text.source[i] for i in todo), chunksize=64)
+        told = pool.map(_probe, (text.source[i] for i in todo))
         bad: dict[int, str] = {}
         for i, length in zip(todo, told, strict=True):
             if isinstance(length, str):
