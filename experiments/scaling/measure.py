@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from points import Point
 
 from seq2seq_jax.config import check_config, default_config
-from seq2seq_jax.corpora import obtain_vocabs, open_splits
+from seq2seq_jax.corpora import open_splits
 from seq2seq_jax.data.pipeline import TokenPairs, batches, tokenise
 from seq2seq_jax.data.plan import BatchPlan, make_plan
 from seq2seq_jax.data.vocab import Vocabs
@@ -34,6 +34,7 @@ from seq2seq_jax.parallel.shard import place_batch
 from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.vocabularies import obtain_vocabs
 
 WINDOWS = 10
 """Parts of a training whose speed is taken apart; the first one, in which caches fill, does not count."""
