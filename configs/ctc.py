@@ -12,7 +12,8 @@ folder as LibriSpeech unpacks; docs/speech.md. Searched by the best path (decode
 
 Presets:
 
-- (none): two convolutions and two bidirectional layers of 256 on the built-in speech, characters.
+- (none): two convolutions and two bidirectional layers of 256 on the built-in speech, characters, searched together
+  with an 8-gram model of the training's transcripts.
 - `an4`: for a corpus of an hour, as CMU's AN4: SpecAugment, speeds.
 - `conformer`: Conformer S of Gulati et al. 2020 (arXiv 2005.08100) with a CTC head: 16 layers of 144, 4 heads, kernel
   31 (the paper's is 32: here as many frames on both sides), 1,024 word pieces, SpecAugment LD; for LibriSpeech.
@@ -39,6 +40,7 @@ def get_config(preset: str = "") -> ConfigDict:
     else:
         set_spoken(config)
         config.model.update(listener_layers=2, listener_features=256, channels=16)
+        config.decode.update(method="beam", beam_size=8, ngram="auto", ngram_order=8, ngram_weight=0.4)
     return config
 
 

@@ -198,7 +198,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ensemble_average": "log",  # of log-probabilities; or "arithmetic", of probabilities
         "language_model": "",  # shallow fusion: a run of configs/language_model.py or gpt.py:language_model
         "language_model_weight": 0.2,
-        "ngram": "",  # shallow fusion: an n-gram model of the vocabulary's pieces, an ARPA file
+        "ngram": "",  # shallow fusion: an n-gram model of the vocabulary's pieces: ARPA; "auto": of the training
+        "ngram_order": 6,  # the longest n of an "auto" one
         "ngram_weight": 0.2,
         "ctc_weight": 0.0,  # las: share of the score that is CTC's, frame by frame; needs model.ctc_head
         "prefix": "",  # text that every output begins with
@@ -309,7 +310,8 @@ AT_LEAST: dict[str, float] = {
     "audio.rate": 1000, "audio.hop": 1, "audio.window": 2, "audio.fft": 2, "audio.mels": 1, "audio.low": 0,
     "audio.high": 0, "audio.preemphasis": 0, "audio.time_warp": 0, "audio.freq_masks": 0, "audio.freq_width": 0,
     "audio.time_masks": 0, "audio.time_width": 0, "audio.time_share": 0, "audio.ctc_weight": 0,
-    "audio.cache_mib": 0, "audio.spoken_hours": 0.01, "decode.ngram_weight": 0, "decode.ctc_weight": 0,
+    "audio.cache_mib": 0, "audio.spoken_hours": 0.01, "decode.ctc_weight": 0,
+    "decode.ngram_weight": 0, "decode.ngram_order": 1,
     "masked.share": 0, "masked.mask": 0, "masked.random": 0,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
     "data.sentences_per_batch": 0, "vocab.target_size": 0, "train.epochs": 0, "train.halve_after_epochs": 0,

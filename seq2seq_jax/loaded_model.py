@@ -49,7 +49,7 @@ class LoadedModel:
         self.step = restored.step
         self._experiment = experiment
         self._own_params = restored.state.averaged
-        self._program, self._params = join_models(experiment, self._own_params)
+        self._program, self._params = join_models(experiment, self._own_params, Folder(path))
         self._engines: dict[tuple[int | None, str], Engine] = {}
         self._recognise: Any = None
         data, tags = self.config["data"], experiment.vocabs.source.tags

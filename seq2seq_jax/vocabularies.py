@@ -1,8 +1,12 @@
-"""The vocabularies of a run: read from its folder, taken from another one or from files, or trained on its text."""
+"""The vocabularies of a run: read from its folder, taken from another one or from files, or trained on its text.
+
+And the n-gram model of their pieces that goes with them, where one is asked for.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,20 @@ from seq2seq_jax.corpora import Splits, list_tags, takes_vocabulary
 from seq2seq_jax.data.coverage import Coverage, coverage
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.store import PreparedPairs
-from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab import Vocab, Vocabs
 from seq2seq_jax.data.vocab_files import digest_files, read_vocabs
 from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.decode.witten_bell import estimate_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.speech_checks import reads_speech
-from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.train.writers import replace_text, write_json
 from seq2seq_jax.workdir import Folder
+
+AUTO = "auto"
+"""The value of `decode.ngram` for the run's own model."""
+
+MAX_COUNTED = 10_000_000
+"""N-grams, the same ones included, that are counted for a run's own model: some gigabytes at worst, and a minute."""
 
 
 def obtain_vocabs(
@@ -79,6 +90,57 @@ def _take_vocabs(folder: Path, prepared: PreparedPairs, *, keep: bool) -> Vocabs
     if at == own:
         vocabs.save(folder)
     return vocabs
+
+
+def obtain_ngram(config: ConfigDict, vocabs: Vocabs, path: Path, text: ParallelText | PreparedPairs) -> Path | None:
+    """The n-gram model of the training's target text, where `decode.ngram` is "auto": estimated unless it is there.
+
+    Args:
+        config: its `decode.ngram` and `decode.ngram_order` say whether, and how long.
+        vocabs: whose pieces are counted.
+        path: of the ARPA file.
+        text: the training corpus.
+
+    Raises:
+        UserError: the corpus is prepared, or too large for this.
+    """
+    keys, vocab = config.decode, vocabs.target
+    if keys.ngram.strip() != AUTO:
+        return None
+    cure = "name an ARPA file over the vocabulary's pieces (KenLM makes one), or leave the key empty"
+    if isinstance(text, PreparedPairs) or text.target is None:
+        raise UserError(f"config.decode.ngram={AUTO}: needs the training's text, but has a prepared corpus; {cure}.")
+    note = f"seq2seq_jax: n-grams of vocabulary {vocab.digest} in text {text.digest}, to order {keys.ngram_order}\n"
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            if file.readline() == note:
+                return path
+    encoded = vocab.encode_many(text.target)
+    if (counted := sum(map(len, encoded)) * keys.ngram_order) > MAX_COUNTED:
+        rule = f"must not count more than {MAX_COUNTED:,} n-grams, but config.decode.ngram_order={keys.ngram_order}"
+        raise UserError(f"config.decode.ngram={AUTO}: {rule} makes {counted:,} of {text.name}; {cure}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, note + estimate_arpa((spell_pieces(vocab, ids) for ids in encoded), keys.ngram_order))
+    return path
+
+
+def find_ngram(name: str, folder: Folder) -> Path:
+    """The file that `decode.ngram` names: "auto" is the run's own.
+
+    Raises:
+        UserError: the run has none of its own.
+    """
+    if name.strip() != AUTO:
+        return Path(name.strip()).expanduser()
+    if not folder.ngram.is_file():
+        cure = f"make it by --mode=train --workdir={folder.root} --config.decode.ngram={AUTO}, or name an ARPA file"
+        raise UserError(f"config.decode.ngram={AUTO}: {folder.ngram} is not there; {cure}.")
+    return folder.ngram
+
+
+def spell_pieces(vocab: Vocab, ids: Iterable[int]) -> list[str]:
+    """Pieces as the words of an ARPA file, which have no blanks in them."""
+    return [piece.replace(" ", "\u2581") for piece in vocab.pieces(ids)]
 
 
 def measure_coverage(config: ConfigDict, vocabs: Vocabs, splits: Splits) -> dict[str, dict[str, Coverage]]:

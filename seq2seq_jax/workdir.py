@@ -37,6 +37,11 @@ class Folder:
         return self.root / "vocab"
 
     @property
+    def ngram(self) -> Path:
+        """The n-gram model of the training's target text, where `decode.ngram` is "auto"."""
+        return self.root / "ngram.arpa"
+
+    @property
     def prepared(self) -> Path:
         """Folder of the prepared training corpus, where --mode=prepare made one."""
         return self.root / "prepared"

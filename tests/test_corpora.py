@@ -11,10 +11,12 @@ from seq2seq_jax.corpora import Corpus, describe_prepared, list_specs, list_tags
 from seq2seq_jax.data.pipeline import build_batch, tokenise
 from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab import EOS_ID, Vocabs
+from seq2seq_jax.decode.arpa import read_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.tasks.engine import Engine
-from seq2seq_jax.vocabularies import measure_coverage, obtain_vocabs
+from seq2seq_jax.vocabularies import find_ngram, measure_coverage, obtain_ngram, obtain_vocabs
+from seq2seq_jax.workdir import Folder
 
 TINY = (
     "--config=configs/gnmt.py",
@@ -91,6 +93,28 @@ def test_tags_stand_before_the_sources_that_ask_for_them(folder, tmp_path):
     assert splits.test.languages == ("en", "fr") and open_test(config).tags == ("2fr",)
     blank = tokenise(make_text(["", "talk"], ["", "x"], name="n"), vocabs, ("2de",))
     assert blank.source.lengths.tolist() == [1, 3]  # a blank source stays blank, and is left out as such
+
+
+def test_the_run_s_own_ngrams_are_of_its_training_and_made_once(folder, tmp_path, monkeypatch):
+    config = config_of(train=str(folder / "talks"), dev=str(folder / "talks"), test=str(folder / "talks"))
+    text, run = open_splits(config).train, Folder(tmp_path)
+    vocabs = obtain_vocabs(config, run.vocab, text, keep=False)
+    assert obtain_ngram(config, vocabs, run.ngram, text) is None and not run.ngram.exists()
+    config.decode.update(ngram="auto", ngram_order=3)
+    assert obtain_ngram(config, vocabs, run.ngram, text) == find_ngram("auto", run) == run.ngram
+    arpa, made = read_arpa(run.ngram), run.ngram.stat()
+    assert arpa.order == 3 and ("Rede", "1", "ist") in arpa.grams[2] and ("news",) not in arpa.words
+    assert arpa.score_word(("Rede", "1"), "ist") > -0.5 > arpa.score_word(("Rede", "1"), "kurz")
+    obtain_ngram(config, vocabs, run.ngram, text)
+    assert run.ngram.stat().st_ino == made.st_ino  # it was this one already
+    config.decode.ngram_order = 2
+    obtain_ngram(config, vocabs, run.ngram, text)
+    assert read_arpa(run.ngram).order == 2
+    monkeypatch.setattr("seq2seq_jax.vocabularies.MAX_COUNTED", 100)
+    config.decode.ngram_order = 4
+    with pytest.raises(UserError, match="must not count more than 100 n-grams, but config.decode.ngram_order=4 makes"):
+        obtain_ngram(config, vocabs, run.ngram, text)
+    assert read_arpa(run.ngram).order == 2
 
 
 def test_a_mixture_is_planned_by_its_shares(folder, tmp_path):

@@ -21,10 +21,11 @@ from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.tasks.search import Program
+from seq2seq_jax.vocabularies import find_ngram, spell_pieces
 from seq2seq_jax.workdir import Folder, list_members
 
 
-def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree]:
+def join_models(experiment: Experiment, params: PyTree, folder: Folder) -> tuple[Program, PyTree]:
     """What searches, and with which parameters: a run alone, or with those that its config names.
 
     Reads `config.decode.ensemble` (runs' folders or exported models, separated by commas; all count alike),
@@ -33,6 +34,7 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
     Args:
         experiment: of the run.
         params: of its model.
+        folder: of the run, where its own n-gram model is.
 
     Returns:
         The run's own program and `params`, where it names no others; else a program whose parameters are a tuple.
@@ -67,7 +69,7 @@ def join_models(experiment: Experiment, params: PyTree) -> tuple[Program, PyTree
         program = _fuse(program, member, keys.language_model_weight)
         params = (params, own)
     if keys.ngram.strip():
-        program, ngram = _fuse_ngram(program, experiment)
+        program, ngram = _fuse_ngram(program, experiment, folder)
         params = (params, ngram)
     return program, params
 
@@ -138,12 +140,11 @@ def _fuse(program: Program, member: Experiment, weight: float) -> Program:
     return dataclasses.replace(program, build=build, boxed=(program.boxed, training.program.boxed))
 
 
-def _fuse_ngram(program: Program, experiment: Experiment) -> tuple[Program, NGram]:
+def _fuse_ngram(program: Program, experiment: Experiment, folder: Folder) -> tuple[Program, NGram]:
     """A program with an n-gram model of the vocabulary's pieces beside it, and that model on all devices."""
     keys, vocab = experiment.config.decode, experiment.vocabs.target
-    # No word of such a file has a blank in it.
-    pieces = [piece.replace(" ", "\u2581") for piece in vocab.pieces(range(vocab.size))]
-    arpa = read_arpa(Path(keys.ngram.strip()).expanduser())
+    pieces = spell_pieces(vocab, range(vocab.size))
+    arpa = read_arpa(find_ngram(keys.ngram, folder))
     ngram = make_ngram(arpa, pieces, bos_id=vocab.bos_id, eos_id=vocab.eos_id, pad_id=vocab.pad_id)
     if missing := find_missing(arpa, pieces[vocab.first_id :]):
         say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")

@@ -51,7 +51,7 @@ def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = AL
     experiment, chosen = load_run(config, Folder(root))
     test = open_test(config, prepared_folder(config, root))
     with StopSignal(hosts.look) as stop:
-        models = join_models(experiment, chosen.state.averaged)
+        models = join_models(experiment, chosen.state.averaged, Folder(root))
         scores = evaluate_test(experiment, chosen, test, Folder(place), stop, hosts, models)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
     return {**results, "test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from seq2seq_jax.provenance import count_parameters, versions
 from seq2seq_jax.serve.model_card import CardFacts, write_card
 from seq2seq_jax.serve.model_folder import hash_tensors, is_model_folder, write_model
 from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.vocabularies import AUTO, find_ngram
 from seq2seq_jax.workdir import Folder
 
 FORMATS = ("folder",)
 SHIPPED = ("model", "vocab", "decode")
 """Sections of the config that go along: the others say how it was trained, and where on which machine."""
 
-PATHS = ("data.train", "data.dev", "data.test", "data.monolingual", "data.prepared", "vocab.file", "train.init_from")
+PATHS = ("data.train", "data.dev", "data.test", "data.monolingual", "data.prepared", "vocab.file", "train.init_from",
+         "decode.ngram")  # fmt: skip
 """Keys whose values may be folders of this machine."""
 
 COMPANIONS = ("ensemble", "language_model")
@@ -84,6 +87,8 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             metadata={"step": str(chosen.step), "seq2seq_jax": versions()["seq2seq_jax"], "licence": licence},
             card=write_card(facts),
         )
+        if config.decode.ngram:
+            shutil.copyfile(find_ngram(config.decode.ngram, folder), Folder(made).ngram)
     left = [f"config.decode.{key}" for key in COMPANIONS if config.decode[key]]
     if left:
         say(f"{' and '.join(left)} left out: the exported model translates alone, not with models of this machine")
@@ -105,7 +110,7 @@ def ship_config(config: ConfigDict) -> dict[str, Any]:
     """What of a config goes along with a model: no paths of this machine, nothing to train with."""
     kept = {name: config[name].to_dict() for name in SHIPPED}
     kept["vocab"]["file"] = ""
-    kept["decode"] |= dict.fromkeys(COMPANIONS, "")
+    kept["decode"] |= {**dict.fromkeys(COMPANIONS, ""), "ngram": AUTO if config.decode.ngram else ""}
     data = config.data
     of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and not holds_out(config, "test"))
     test = "phrasebook" if of_phrasebook else data.test if data.test.startswith("tfds:") else ""

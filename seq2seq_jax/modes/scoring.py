@@ -27,6 +27,7 @@ from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Restored
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.writers import replace_text
+from seq2seq_jax.vocabularies import AUTO
 from seq2seq_jax.workdir import Folder
 
 
@@ -97,7 +98,8 @@ def describe_search(keys: ConfigDict) -> str:
         if names := [Path(name.strip()).name for name in keys[key].split(",") if name.strip()]:
             more.append(f"{words} {', '.join(names)}")
     if keys.ngram:
-        more.append(f"n-gram model {Path(keys.ngram).name}")
+        name = "of the training" if keys.ngram.strip() == AUTO else Path(keys.ngram).name
+        more.append(f"n-gram model {name}")
     if keys.ctc_weight:
         more.append(f"CTC {keys.ctc_weight:g}")
     if keys.preset != "default":

@@ -44,7 +44,7 @@ from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import Evaluations
 from seq2seq_jax.train.tensorboard import TensorBoard, check_tensorboard
 from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
-from seq2seq_jax.vocabularies import measure_coverage, obtain_vocabs
+from seq2seq_jax.vocabularies import measure_coverage, obtain_ngram, obtain_vocabs
 from seq2seq_jax.workdir import Folder
 
 Check = Callable[[Mapping[str, str]], None]
@@ -96,7 +96,7 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
             say(f"stopped early at step {int(state.step)}: {evaluations.describe()}")
         trained = {"parameters_sha256": hash_parameters(state.averaged), "steps": int(state.step)}
         chosen = _choose(experiment, checkpoints, state)
-        models = join_models(experiment, chosen.state.averaged)
+        models = join_models(experiment, chosen.state.averaged, folder)
         scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts, models)
         totals = _sum_up(folder.metrics)
     results = {
@@ -137,7 +137,8 @@ def _set_up(
     devices = [device.device_kind for device in jax.local_devices()]
     hosts.check_same("devices", {"devices": devices, "vocabulary with digest": vocabs.digest})
     experiment = build(config, vocabs)
-    join_models(experiment, None)  # refuses now what the test at the end could not search with
+    hosts.primary_first("ngram", lambda: obtain_ngram(config, vocabs, folder.ngram, splits.train))
+    join_models(experiment, None, folder)  # refuses now what the test at the end could not search with
     corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
     experiment = _count_epochs(experiment, corpus)
     if hosts.is_primary:

@@ -65,7 +65,7 @@ def translate(
     wishes = None if constraints is None else _read_wishes(constraints, keys, total)
     experiment, chosen = load_run(config, folder)
     size = nbest if keys.method == "sampling" else max(nbest, keys.beam_size)
-    program, params = join_models(experiment, chosen.state.averaged)
+    program, params = join_models(experiment, chosen.state.averaged, folder)
     engine = experiment.engine(experiment.training.make_search(size or None), attention="none", program=program)
     translator, guarded = experiment.translator(engine=engine), Counter[str]()
     spelled = None if wishes is None else translator.spell(wishes, where=lambda n: f"{constraints}: line {n + 1}: ")

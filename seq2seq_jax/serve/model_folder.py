@@ -3,6 +3,7 @@
     config.json         what the model is and how it searches
     vocab/              its vocabularies
     model.safetensors   float32, named by the dotted paths of the parameters; no pickle
+    ngram.arpa          the n-gram model that searches with it, where there is one
     README.md           the card
 
 The header of `model.safetensors` holds digests of the weights, of the vocabularies and of `config.model`, which are

@@ -124,7 +124,7 @@ def test_the_test_at_the_end_of_training_searches_as_evaluate_does(tiny_run, lan
     with pytest.raises(UserError, match="config.decode.language_model: .*missing has no model"):
         train(config, tmp_path / "run")
     assert not any((tmp_path / "run").glob("checkpoints/[0-9]*"))
-    config.decode.language_model = str(language_model)
+    config.decode.update(language_model=str(language_model), ngram="auto", ngram_order=3)
     trained, joined = train(config, tmp_path / "run")["test"], evaluate(config, tmp_path / "run")["test"]
     assert {**trained, "seconds": 0} == {**joined, "seconds": 0}
     assert (trained["method"], trained["language_model"]) == ("minimum_bayes_risk", str(language_model))
@@ -142,7 +142,7 @@ def make_experiment(name: str, vocabs: Vocabs, **parallel) -> Experiment:
     return build(config, vocabs)
 
 
-def test_models_of_several_kinds_on_several_devices_find_what_they_find_on_one(monkeypatch):
+def test_models_of_several_kinds_on_several_devices_find_what_they_find_on_one(monkeypatch, tmp_path):
     vocab = train_vocab(["one two three four five six seven"], kind="word", size=13)
     vocabs, draw = Vocabs(vocab, vocab, True), np.random.default_rng(3)
 
@@ -157,7 +157,7 @@ def test_models_of_several_kinds_on_several_devices_find_what_they_find_on_one(m
     def search(**parallel):
         made = {key: make_experiment(name, vocabs, **parallel) for key, name in names.items()}
         monkeypatch.setattr("seq2seq_jax.modes.ensemble.load_member", lambda name, *_: (made[name], params[name]))
-        program, given = join_models(made["first"], params["first"])
+        program, given = join_models(made["first"], params["first"], Folder(tmp_path))
         decode = make_decode(program, made["first"].training.make_search())
         return jax.device_get(decode(given, source, source > 4, np.ones(4, bool), max_len=7))
 
@@ -177,12 +177,13 @@ def test_what_does_not_go_together_is_refused(tiny_run, language_model, tmp_path
         keys.update(given)
         try:
             with pytest.raises(UserError, match=match):
-                join_models(experiment, chosen.state.averaged)
+                join_models(experiment, chosen.state.averaged, Folder(tiny_run))
         finally:
             keys.update(old)
 
     refuse("config.decode.ensemble: .*has no model", ensemble=str(tmp_path / "other"))
     refuse("config.decode.language_model: .*has no model", language_model=str(tmp_path / "other"))
+    refuse("config.decode.ngram=auto: .*ngram.arpa is not there; make it by --mode=train", ngram="auto")
     refuse("is a language model", ensemble=str(language_model))
     refuse("'gnmt', which reads a source", language_model=str(tiny_run))
     target, experiment.config.data.target = experiment.config.data.target, "fr"

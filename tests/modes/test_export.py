@@ -17,7 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 import seq2seq_jax
 from seq2seq_jax.config import default_config, load_config
+from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.decode.witten_bell import estimate_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import build
 from seq2seq_jax.main import main
@@ -276,12 +278,15 @@ def test_the_models_beside_it_stay_here(tiny_run, tmp_path, capsys):
     config = load_config(tiny_run / "config.json")
     config.parallel.data = 1
     others = {"ensemble": str(tmp_path / "other"), "language_model": str(tmp_path / "text")}
-    config.decode.update(others)
+    pieces = Vocabs.load(tiny_run / "vocab").target.pieces(range(10, 16))
+    (tmp_path / "own.arpa").write_text(estimate_arpa([pieces], 2), encoding="utf-8")
+    config.decode.update(others | {"ngram": str(tmp_path / "own.arpa")})
     exports.export(config, tiny_run, str(tmp_path / "model"))
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "ensemble" in line]
     assert "config.decode.ensemble and config.decode.language_model left out" in told
     decode = json.loads((tmp_path / "model" / "config.json").read_text())["decode"]
-    assert decode == config.decode.to_dict() | {"ensemble": "", "language_model": ""}
+    assert decode == config.decode.to_dict() | {"ensemble": "", "language_model": "", "ngram": "auto"}
+    assert (tmp_path / "model" / "ngram.arpa").read_text() == (tmp_path / "own.arpa").read_text(), "it goes along"
     card = (tmp_path / "model" / "README.md").read_text()
     assert str(tmp_path) not in card and "decode.ensemble" not in card
     assert config.decode.ensemble == others["ensemble"], "the run's own config is as it was"

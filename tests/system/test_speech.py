@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from seq2seq_jax.decode.arpa import read_arpa
 from seq2seq_jax.main import main
 
 RATE = 8000
@@ -78,7 +79,8 @@ def test_ctc_learns_tones_and_leaves_what_it_promises(ctc):
     results = json.loads((ctc / "results.json").read_text())
     test = results["test"]
     assert test["cer"] < 10 and test["sentences"] == 12 and test["words"] == 12
-    assert test["search"] == "prefix beam 3" and test["real_time_factor"] > 0
+    assert test["search"] == "beam 3 (n-gram model of the training)" and test["real_time_factor"] > 0
+    assert read_arpa(ctc / "ngram.arpa").order == 8
     outputs = ctc / "outputs"
     assert len((outputs / "test.hypotheses.txt").read_text().splitlines()) == 12
     assert "<html" in (outputs / "test.report.html").read_text()
@@ -86,8 +88,9 @@ def test_ctc_learns_tones_and_leaves_what_it_promises(ctc):
 
 
 def test_searches_of_ctc_agree_where_it_is_sure(ctc):
-    for method in ("greedy", "beam"):
-        assert call(f"--workdir={ctc}", "--mode=evaluate", f"--config.decode.method={method}") == 0
+    for method in ("greedy", "prefix_beam", "beam"):
+        keys = (f"--config.decode.method={method}", "--config.decode.ngram=")
+        assert call(f"--workdir={ctc}", "--mode=evaluate", *keys) == 0
         found = json.loads((ctc / "evaluation" / "results.json").read_text())["test"]
         assert found["cer"] < 12, method
 
@@ -159,10 +162,19 @@ def test_a_damaged_file_is_left_out_and_counted_unless_strict(corpus, tmp_path, 
     (tmp_path / "torn.wav").write_bytes(whole[: len(whole) // 2])
     manifest = tmp_path / "train.tsv"
     manifest.write_text("\n".join([*texts, "torn.wav\tabca"]) + "\n")
-    dev = [f"--config.data.{name}={folder / 'dev.tsv'}" for name in ("dev", "test")]
+    soundfile.write(tmp_path / "short.wav", say_tones("", np.random.default_rng(4)), RATE)
+    spoken = (folder / "dev.tsv").read_text().splitlines()[1:]
+    (tmp_path / "dev.tsv").write_text("".join(f"{folder}/{row}\n" for row in spoken) + f"short.wav\t{'ab' * 20}\n")
+    dev = [f"--config.data.{name}={tmp_path / 'dev.tsv'}" for name in ("dev", "test")]
     keys = (*CTC, f"--config.data.train={manifest}", *dev, "--config.train.steps=4", "--config.train.evaluate_every=4")
     assert call(*keys, f"--workdir={tmp_path / 'run'}") == 0
     assert "1 of 25 clips cannot be read" in (told := capsys.readouterr().err) and "torn.wav" in told
+    # What CTC cannot label in dev and test is no part of its loss, but an error like any other.
+    assert told.count("1 of 11 utterances are too short for their transcripts") == 2 and "short.wav" in told
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["dev_loss"] for line in lines if "dev_loss" in line]
+    assert len(losses) == 1 and 0 < losses[0] < 100
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["test"]["words"] == 11
     assert call(*keys, f"--workdir={tmp_path / 'strict'}", "--config.audio.strict=True") == 2
     error = capsys.readouterr().err
     assert "torn.wav" in error and "Traceback" not in error
