@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.corpora import Splits, list_tags, takes_vocabulary
+from seq2seq_jax.corpora import Splits, list_tags, open_splits, takes_vocabulary
 from seq2seq_jax.data.coverage import Coverage, coverage
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.store import PreparedPairs
@@ -124,17 +124,19 @@ def obtain_ngram(config: ConfigDict, vocabs: Vocabs, path: Path, text: ParallelT
     return path
 
 
-def find_ngram(name: str, folder: Folder) -> Path:
-    """The file that `decode.ngram` names: "auto" is the run's own.
+def find_ngram(config: ConfigDict, vocabs: Vocabs, folder: Folder) -> Path:
+    """The file that `decode.ngram` names: "auto" is the one in the run's folder, estimated now if it is not there.
 
     Raises:
-        UserError: the run has none of its own.
+        UserError: it can only be estimated, and the training corpus is not there.
     """
-    if name.strip() != AUTO:
-        return Path(name.strip()).expanduser()
+    name = config.decode.ngram.strip()
+    if name != AUTO:
+        return Path(name).expanduser()
     if not folder.ngram.is_file():
-        cure = f"make it by --mode=train --workdir={folder.root} --config.decode.ngram={AUTO}, or name an ARPA file"
-        raise UserError(f"config.decode.ngram={AUTO}: {folder.ngram} is not there; {cure}.")
+        if not config.data.train:
+            raise UserError(f"config.decode.ngram={AUTO}: {folder.ngram} is not there; name an ARPA file.")
+        obtain_ngram(config, vocabs, folder.ngram, open_splits(config).train)
     return folder.ngram
 
 

@@ -101,7 +101,7 @@ def test_the_run_s_own_ngrams_are_of_its_training_and_made_once(folder, tmp_path
     vocabs = obtain_vocabs(config, run.vocab, text, keep=False)
     assert obtain_ngram(config, vocabs, run.ngram, text) is None and not run.ngram.exists()
     config.decode.update(ngram="auto", ngram_order=3)
-    assert obtain_ngram(config, vocabs, run.ngram, text) == find_ngram("auto", run) == run.ngram
+    assert obtain_ngram(config, vocabs, run.ngram, text) == find_ngram(config, vocabs, run) == run.ngram
     arpa, made = read_arpa(run.ngram), run.ngram.stat()
     assert arpa.order == 3 and ("Rede", "1", "ist") in arpa.grams[2] and ("news",) not in arpa.words
     assert arpa.score_word(("Rede", "1"), "ist") > -0.5 > arpa.score_word(("Rede", "1"), "kurz")
@@ -110,11 +110,17 @@ def test_the_run_s_own_ngrams_are_of_its_training_and_made_once(folder, tmp_path
     config.decode.ngram_order = 2
     obtain_ngram(config, vocabs, run.ngram, text)
     assert read_arpa(run.ngram).order == 2
+    run.ngram.unlink()
+    assert find_ngram(config, vocabs, run) == run.ngram and read_arpa(run.ngram).order == 2
+    run.ngram.unlink()
+    with pytest.raises(UserError, match="config.decode.ngram=auto: .*ngram.arpa is not there; name an ARPA file"):
+        config.data.train = ""
+        find_ngram(config, vocabs, run)
     monkeypatch.setattr("seq2seq_jax.vocabularies.MAX_COUNTED", 100)
     config.decode.ngram_order = 4
     with pytest.raises(UserError, match="must not count more than 100 n-grams, but config.decode.ngram_order=4 makes"):
         obtain_ngram(config, vocabs, run.ngram, text)
-    assert read_arpa(run.ngram).order == 2
+    assert not run.ngram.exists()
 
 
 def test_a_mixture_is_planned_by_its_shares(folder, tmp_path):

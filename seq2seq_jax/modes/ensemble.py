@@ -21,7 +21,7 @@ from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.tasks.search import Program
-from seq2seq_jax.vocabularies import find_ngram, spell_pieces
+from seq2seq_jax.vocabularies import AUTO, find_ngram, spell_pieces
 from seq2seq_jax.workdir import Folder, list_members
 
 
@@ -144,7 +144,12 @@ def _fuse_ngram(program: Program, experiment: Experiment, folder: Folder) -> tup
     """A program with an n-gram model of the vocabulary's pieces beside it, and that model on all devices."""
     keys, vocab = experiment.config.decode, experiment.vocabs.target
     pieces = spell_pieces(vocab, range(vocab.size))
-    arpa = read_arpa(find_ngram(keys.ngram, folder))
+    arpa = read_arpa(find_ngram(experiment.config, experiment.vocabs, folder))
+    if keys.ngram.strip() == AUTO and arpa.order != keys.ngram_order:
+        raise UserError(
+            f"config.decode.ngram_order: must be {arpa.order}, as {folder.ngram} is, but is {keys.ngram_order}; or "
+            "remove the file, and it is estimated again."
+        )
     ngram = make_ngram(arpa, pieces, bos_id=vocab.bos_id, eos_id=vocab.eos_id, pad_id=vocab.pad_id)
     if missing := find_missing(arpa, pieces[vocab.first_id :]):
         say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")

@@ -88,7 +88,7 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             card=write_card(facts),
         )
         if config.decode.ngram:
-            shutil.copyfile(find_ngram(config.decode.ngram, folder), Folder(made).ngram)
+            shutil.copyfile(find_ngram(config, experiment.vocabs, folder), Folder(made).ngram)
     left = [f"config.decode.{key}" for key in COMPANIONS if config.decode[key]]
     if left:
         say(f"{' and '.join(left)} left out: the exported model translates alone, not with models of this machine")

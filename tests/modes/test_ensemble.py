@@ -15,6 +15,7 @@ import seq2seq_jax
 from seq2seq_jax.config import default_config, load_config, with_absolute_prefixes
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.data.vocab_training import train_vocab
+from seq2seq_jax.decode.witten_bell import estimate_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment, build
 from seq2seq_jax.loaded_model import LoadedModel
@@ -177,13 +178,14 @@ def test_what_does_not_go_together_is_refused(tiny_run, language_model, tmp_path
         keys.update(given)
         try:
             with pytest.raises(UserError, match=match):
-                join_models(experiment, chosen.state.averaged, Folder(tiny_run))
+                join_models(experiment, chosen.state.averaged, Folder(tmp_path))
         finally:
             keys.update(old)
 
     refuse("config.decode.ensemble: .*has no model", ensemble=str(tmp_path / "other"))
     refuse("config.decode.language_model: .*has no model", language_model=str(tmp_path / "other"))
-    refuse("config.decode.ngram=auto: .*ngram.arpa is not there; make it by --mode=train", ngram="auto")
+    (tmp_path / "ngram.arpa").write_text(estimate_arpa(["ab"], 2))
+    refuse("config.decode.ngram_order: must be 2, as .*ngram.arpa is, but is 6", ngram="auto")
     refuse("is a language model", ensemble=str(language_model))
     refuse("'gnmt', which reads a source", language_model=str(tiny_run))
     target, experiment.config.data.target = experiment.config.data.target, "fr"
