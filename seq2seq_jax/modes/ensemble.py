@@ -145,7 +145,8 @@ def _fuse_ngram(program: Program, experiment: Experiment, folder: Folder) -> tup
     keys, vocab = experiment.config.decode, experiment.vocabs.target
     pieces = spell_pieces(vocab, range(vocab.size))
     arpa = read_arpa(find_ngram(experiment.config, experiment.vocabs, folder))
-    if keys.ngram.strip() == AUTO and arpa.order != keys.ngram_order:
+    exported = not experiment.config.data.train  # whatever was named went along
+    if keys.ngram.strip() == AUTO and arpa.order != keys.ngram_order and not exported:
         raise UserError(
             f"config.decode.ngram_order: must be {arpa.order}, as {folder.ngram} is, but is {keys.ngram_order}; or "
             "remove the file, and it is estimated again."
