@@ -14,7 +14,7 @@ Presets:
 
 - (none): two convolutions and two bidirectional layers of 256 on the built-in speech, characters, searched together
   with an 8-gram model of the training's transcripts.
-- `an4`: for a corpus of an hour, as CMU's AN4: SpecAugment, speeds.
+- `an4`: for a corpus of an hour, as CMU's AN4: three speeds; SpecAugment by `--config.audio.augment=own`.
 - `conformer`: Conformer S of Gulati et al. 2020 (arXiv 2005.08100) with a CTC head: 16 layers of 144, 4 heads, kernel
   31 (the paper's is 32: here as many frames on both sides), 1,024 word pieces, SpecAugment LD; for LibriSpeech.
 """
@@ -68,7 +68,8 @@ def set_an4(config: ConfigDict) -> None:
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
     config.data.update(max_source_len=850, max_target_len=150)
     config.model.update(listener_layers=3, listener_features=320, dropout=0.2)
-    config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
+    # Masks for those who train longer (augment="own"): in 2,000 steps CTC with them gets to 34 WER, without to 23.
+    config.audio.update(time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.speeds = "0.9,1.0,1.1"
     config.train.update(steps=2000, decay_steps=2000, save_every=200, evaluate_every=200)
     config.evaluate.dev_sentences = 0

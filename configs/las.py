@@ -15,7 +15,7 @@ Presets:
 
 - (none): two convolutions, two bidirectional layers of 256 and a speller of 192 on the built-in speech (sentences of
   the phrasebook, spoken by a synthesiser), characters; trained and searched jointly with CTC.
-- `an4`: for a corpus of an hour, as CMU's AN4: joint CTC, SpecAugment, speeds.
+- `an4`: for a corpus of an hour, as CMU's AN4: joint CTC, three speeds; SpecAugment by `--config.audio.augment=own`.
 - `paper`: Chan et al. 2016, section 4: a pyramid of one bidirectional layer and three that halve the length, 256 a
   direction; a speller of two layers of 512; content attention; characters; a tenth of the inputs of the speller are its
   own predictions; gradient descent at 0.2, uniform initialisation in [-0.1, 0.1], batches of 32 utterances, beam 32.
@@ -89,7 +89,8 @@ def set_an4(config: ConfigDict) -> None:
     config.data.train = "train.tsv"  # a manifest to be named; dev and test are held out of it unless they are, too
     config.data.update(max_source_len=850, max_target_len=150)
     config.model.update(listener_layers=3, listener_features=320, features=256, dropout=0.2)
-    config.audio.update(augment="own", time_warp=5, freq_width=20, time_width=40, time_share=0.2)
+    # Masks for those who train longer (augment="own"): in 2,000 steps CTC with them gets to 34 WER, without to 23.
+    config.audio.update(time_warp=5, freq_width=20, time_width=40, time_share=0.2)
     config.audio.update(speeds="0.9,1.0,1.1")
     config.train.update(steps=2000, decay_steps=2000, save_every=200, evaluate_every=200)
     config.evaluate.dev_sentences = 0
