@@ -102,6 +102,7 @@ modes:
   score      log-probabilities of given pairs, one JSON object a line: --input=PREFIX or .tsv, --output
   vectors    one vector for each line, of the encoder: --input, --output=vectors.npz
   rescore    n-best lists of any system (Moses's format), with log-probabilities of models as features; tunes weights
+             (--config.decode.ngram=FILE: an n-gram model of the pieces of the run in --workdir, too)
   describe   parameters, memory, steps and compilations of a config; runs nothing
   plan       compiles a config for hardware that need not be there (--topology): memory, time, what is sent
   average    one model from several checkpoints: --last, --best or --steps, --output=DIR

@@ -21,7 +21,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, RESUMABLE, SHARES
 from seq2seq_jax.model_keys import MODEL_KEYS
 from seq2seq_jax.search_checks import check_search
-from seq2seq_jax.speech_checks import check_speech, reads_speech, require_only
+from seq2seq_jax.speech_checks import check_speech, reads_speech, refuse_audio, require_only
 
 
 def default_config(model: str = "gnmt") -> ConfigDict:
@@ -199,6 +199,7 @@ def check_config(config: ConfigDict) -> None:
     _check_positions(config)
     check_search(config.decode)
     check_speech(config)
+    refuse_audio(config, DEFAULTS["audio"])
     if not has_search(config.model):
         _check_masked(config)
     elif config.data.source == config.data.target and takes_source(config.model) and not reads_speech(config.model):

@@ -25,7 +25,14 @@ from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.data.vocab_files import digest_files
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.speech_checks import reads_speech
-from seq2seq_jax.speech_corpora import join_speech, make_pairs, make_speeds, read_speech, tell_set_aside
+from seq2seq_jax.speech_corpora import (
+    count_frames_of_ctc,
+    join_speech,
+    make_pairs,
+    make_speeds,
+    read_speech,
+    tell_set_aside,
+)
 from seq2seq_jax.workdir import Folder
 
 PHRASEBOOK_SIZES = {"dev": 500, "test": 1000}
@@ -332,12 +339,6 @@ class Corpus:
         )
         tell_set_aside(splits.train, plan.too_long, why="longer than config.data.max_source_len or max_target_len")
         return cls(pairs, plan, dev, plan_in_order(config, dev), speeds)
-
-
-def count_frames_of_ctc(config: ConfigDict) -> int:
-    """Frames a step of what CTC labels while training; 0 where there is no CTC."""
-    trains_ctc = config.model.name == "ctc" or config.audio.ctc_weight > 0
-    return config.model.reduction if trains_ctc else 0
 
 
 def plan_in_order(config: ConfigDict, pairs: Pairs) -> BatchPlan:

@@ -15,7 +15,7 @@ def reads_speech(model: Mapping[str, Any]) -> bool:
     return "listener" in model
 
 
-OF_TEXT = ("translate", "score", "vectors", "rescore", "backtranslate", "prepare", "compare")
+OF_TEXT = ("translate", "score", "vectors", "backtranslate", "prepare", "compare")
 """Modes whose sources are text."""
 
 
@@ -39,6 +39,22 @@ def require_only(config: ConfigDict, wanted: Mapping[str, tuple[Any, str]], *, b
         section, _, name = key.partition(".")
         if (value := config[section][name]) != only:
             raise UserError(f"config.{key} must be {only!r} with {beside}, but is {value!r} instead: {why}.")
+
+
+def refuse_audio(config: ConfigDict, defaults: Mapping[str, Any]) -> None:
+    """Refuses keys `audio` beside a model that reads text, where they would change nothing.
+
+    Args:
+        config: the run's.
+        defaults: of the keys `audio`.
+
+    Raises:
+        UserError: one has another value than its default.
+    """
+    if not reads_speech(config.model):
+        why = "it is for models that hear (las, ctc)"
+        wanted = {f"audio.{key}": (value, why) for key, value in defaults.items()}
+        require_only(config, wanted, beside=f"config.model.name={config.model.name!r}")
 
 
 def parse_speeds(line: str) -> tuple[float, ...]:
@@ -77,6 +93,12 @@ def check_speech(config: ConfigDict) -> None:
         raise UserError(
             f"config.decode.method must be 'beam' or another with config.model.name={name!r}, but is 'prefix_beam' "
             "instead: that is a search for CTC alone."
+        )
+    beside = [key for key in ("ensemble", "language_model", "ngram") if config.decode[key].strip()]
+    if config.decode.method == "prefix_beam" and beside:
+        raise UserError(
+            f"config.decode.method must be 'beam' with config.decode.{beside[0]}, but is 'prefix_beam' instead, which "
+            "searches by CTC alone; or leave the other empty."
         )
     metrics = ("wer", "loss") if hears else ("bleu", "loss")
     if config.train.patience_metric not in metrics:
@@ -136,7 +158,12 @@ def _check_front_end(config: ConfigDict) -> None:
             f"config.audio.window must be at least hop={keys.hop} and at most fft={keys.fft}, but is {keys.window} "
             "instead (samples)."
         )
-    if not keys.low < (keys.high or keys.rate / 2) <= keys.rate / 2:
+    if not keys.high and keys.low >= keys.rate / 2:
+        raise UserError(
+            f"config.audio.low must be less than half of config.audio.rate={keys.rate}, but is {keys.low} instead "
+            "(hertz)."
+        )
+    if keys.high and not keys.low < keys.high <= keys.rate / 2:
         raise UserError(
             f"config.audio.high must be more than low={keys.low} and at most half of rate={keys.rate}, or 0, but is "
             f"{keys.high} instead (hertz)."

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.audio_pairs import AudioPairs, SpeedPerturbation, impossible, make_audio_pairs
+from seq2seq_jax.data.pipeline import Pairs, Ragged
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.spoken import write_spoken
 from seq2seq_jax.data.utterances import index_durations, read_utterances
@@ -28,6 +29,8 @@ SECONDS = 2.0
 
 NAMED = 5
 """Clips that a line about many of them names."""
+
+TOO_SHORT = "too short for their transcripts (CTC has a step for every token)"
 
 _log = logging.getLogger(__name__)
 
@@ -85,10 +88,11 @@ def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reductio
     """The clips and transcripts of a corpus as frames and tokens; what cannot be used is named, and has no frames.
 
     Args:
-        config: its keys `audio`.
+        config: of the run.
         text: clips and transcripts.
         vocab: of the transcripts.
-        reduction: frames a step of what CTC labels; 0: nothing has to fit into its frames.
+        reduction: of a corpus to train on: frames a step of what CTC labels, if anything. 0: of one to score, where
+            also those count that CTC cannot label.
     """
     keys = config.audio
     cache = cache_folder() / "durations"
@@ -98,12 +102,52 @@ def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reductio
     )
     _tell_unknown(text, pairs, vocab)
     if not reduction:
+        tell_too_short(text, find_too_short(config, pairs.frames, pairs.target))
         return pairs
     quickest = max((1.0, *parse_speeds(keys.speeds)))
-    ids = impossible(np.floor(pairs.frames / quickest), pairs.target, reduction=reduction)
-    ids = ids[pairs.frames[ids] > 0]
-    tell_set_aside(text, ids, why="too short for their transcripts (CTC has a step for every token)")
+    ids = find_too_short(config, np.maximum(pairs.frames // quickest, pairs.frames > 0), pairs.target)
+    tell_set_aside(text, ids, why=TOO_SHORT)
     return dataclasses.replace(pairs, frames=np.where(np.isin(np.arange(len(pairs)), ids), 0, pairs.frames))
+
+
+def count_frames_of_ctc(config: ConfigDict) -> int:
+    """Frames a step of what CTC labels while training; 0 where there is no CTC."""
+    trains_ctc = config.model.name == "ctc" or config.audio.ctc_weight > 0
+    return config.model.reduction if trains_ctc else 0
+
+
+def find_too_short(config: ConfigDict, frames: np.ndarray, target: Ragged) -> np.ndarray:
+    """The utterances, of `frames` `[N]` and with these tokens, that CTC cannot label; not those without any frame."""
+    reduction = count_frames_of_ctc(config)
+    ids = impossible(frames, target, reduction=reduction) if reduction else np.zeros(0, np.int64)
+    return ids[frames[ids] > 0]
+
+
+def tell_too_short(text: ParallelText, ids: np.ndarray) -> None:
+    """Names the first utterances that are scored, though CTC cannot label them: without them a WER would flatter."""
+    if len(ids):
+        counts = "they count in the error rates, and not in CTC's loss"
+        _say(f"{text.name}: {len(ids)} of {len(text)} utterances are {TOO_SHORT}; {counts}: {_name(text, ids)}")
+
+
+def describe_clips(pairs: Mapping[str, Pairs]) -> dict[str, int | str]:
+    """`describe_lengths` of corpora by the names of their splits; nothing of texts, whose digests say it all."""
+    return describe_lengths({name: each.frames for name, each in pairs.items() if isinstance(each, AudioPairs)})
+
+
+def describe_lengths(frames: Mapping[str, np.ndarray]) -> dict[str, int | str]:
+    """What all hosts must have found of the clips, for `Hosts.check_same`: they plan the same batches of it.
+
+    Args:
+        frames: by the name of a split, `[N]` frames of its clips.
+    """
+    facts: dict[str, int | str] = {}
+    for name, counts in frames.items():
+        digest = hashlib.sha256(np.asarray(counts, np.int64).tobytes()).hexdigest()
+        facts[f"usable {name} clips"] = int(np.sum(counts > 0))
+        facts[f"frames of {name} clips"] = int(np.sum(counts))
+        facts[f"lengths of {name} clips with digest"] = digest
+    return facts
 
 
 def make_speeds(config: ConfigDict) -> SpeedPerturbation | None:
@@ -115,8 +159,11 @@ def make_speeds(config: ConfigDict) -> SpeedPerturbation | None:
 def tell_set_aside(text: ParallelText, ids: np.ndarray, *, why: str) -> None:
     """Names the first utterances that are not trained on."""
     if len(ids):
-        names = ", ".join(text.source[n] for n in ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
-        _log.warning("%s: %d utterances are %s and set aside: %s", text.name, len(ids), why, names)
+        _log.warning("%s: %d utterances are %s and set aside: %s", text.name, len(ids), why, _name(text, ids))
+
+
+def _name(text: ParallelText, ids: np.ndarray) -> str:
+    return ", ".join(text.source[n] for n in ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
 
 
 def _tell_unknown(text: ParallelText, pairs: AudioPairs, vocab: Vocab) -> None:

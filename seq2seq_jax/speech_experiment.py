@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID
 from seq2seq_jax.decode.ctc_prefix import Labels, ctc_decoder, join_ctc
 from seq2seq_jax.decode.steps import Decoder, seq2seq_decoder
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import Array, PyTree, Seq2Seq
 from seq2seq_jax.layers.frontend import Frontend
 from seq2seq_jax.layers.spec_augment import POLICIES, Policy, augment, make_keys
@@ -27,8 +29,15 @@ LEAST_FRAMES = 16
 
 
 def make_frontend(config: ConfigDict) -> Frontend:
-    """From waveforms to features, as `config.audio` says."""
-    return Frontend(**{name: config.audio[name] for name in FRONT_END})
+    """From waveforms to features, as `config.audio` says.
+
+    Raises:
+        UserError: they cannot be.
+    """
+    try:
+        return Frontend(**{name: config.audio[name] for name in FRONT_END})
+    except ValueError as error:  # which has the fields' names, as the keys are called
+        raise UserError(re.sub(r"`(\w+)`", r"config.audio.\1", str(error))) from error
 
 
 def make_augment(config: ConfigDict) -> Callable[[Array, Array, Array, Array], Array] | None:

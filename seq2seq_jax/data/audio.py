@@ -205,7 +205,7 @@ def _check_file(path: str) -> None:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise UserError(f"{path}: {reason}; mend the path in the list of utterances.") from error
+        raise UserError(f"{path}: {reason}; mend the path.") from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise UserError(f"{path}: is {kind}; an audio file is needed.")

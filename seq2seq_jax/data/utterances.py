@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,12 @@ from seq2seq_jax.errors import UserError
 AUDIO_COLUMNS = ("audio", "path", "audio_filepath", "audio_path", "file", "filename", "wav")
 TEXT_COLUMNS = ("text", "transcript", "sentence", "transcription")
 SUFFIXES = (".tsv", ".jsonl", ".json", ".tsv.gz", ".jsonl.gz", ".json.gz")
+FOREIGN = (".aac", ".amr", ".ape", ".m4a", ".wma", ".wv")
+"""Endings of audio that libsndfile does not read."""
+LEAST_SECONDS = 0.01
+"""The shortest part of a file that a list may name, about a frame: shorter ones are a slip of whoever wrote it."""
 _PLAIN_COLUMNS = {1: ("audio",), 2: ("audio", "text"), 4: ("audio", "text", "start", "end")}
+_HALVES = re.compile("[\ud800-\udfff]")  # JSON can write half of a pair of surrogates, which no file can hold
 _THREADS = 16
 _NAMED = 5  # files that a warning names
 
@@ -59,8 +65,7 @@ def read_utterances(path: str | os.PathLike, *, need_text: bool = True) -> Paral
 
     Args:
         path: a .tsv, .jsonl or .json file, gzipped or not, or a folder that is searched for `*.trans.txt`.
-        need_text: every utterance must have a transcript. Else there may be none; a folder without `*.trans.txt` is
-            then read as its audio files, in the order of their names.
+        need_text: every utterance must have a transcript. Else a manifest may have none.
 
     Returns:
         Names of clips as `source`, transcripts as `target` (None where there is not one). The digest is over the
@@ -71,7 +76,7 @@ def read_utterances(path: str | os.PathLike, *, need_text: bool = True) -> Paral
     """
     path = Path(path)
     if path.is_dir():
-        base, rows = path, list(_read_folder(path, need_text=need_text))
+        base, rows = path, list(_read_folder(path))
     elif not path.exists():
         raise UserError(f"{path}: no such file; {tell_neighbours(path)}")
     elif path.name.lower().endswith(SUFFIXES):
@@ -168,25 +173,36 @@ def _probe(name: str) -> float | str:
         return str(error)
 
 
-def _read_folder(folder: Path, *, need_text: bool) -> Iterator[_Row]:
-    """Every `*.trans.txt` below a folder, in the order of their paths; each line is the utterance and its words."""
-    lists, audio = [], []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        lists += [Path(root, name) for name in files if name.endswith(".trans.txt")]
-        audio += [Path(root, name) for name in files if os.path.splitext(name)[1].lower() in FORMATS]
-    if not audio:
+def _list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """The files below a folder with one of these endings, large or small letters, in the order of their paths."""
+    found = []
+    for root, _, files in os.walk(folder, followlinks=True):
+        found += [Path(root, name) for name in files if name.lower().endswith(endings)]
+    return sorted(found)
+
+
+def list_audio(folder: Path) -> list[Path]:
+    """Every audio file below a folder, in the order of their paths; also of formats that can only be told about.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (found := _list_files(folder, (*FORMATS, *FOREIGN))):
         raise UserError(f"{folder}: holds no audio ({', '.join(sorted(FORMATS))}); give the folder that does.")
-    if not lists and not need_text:
-        yield from (_Row(str(path), path, None, 0.0, None) for path in sorted(audio))
-        return
+    return found
+
+
+def _read_folder(folder: Path) -> Iterator[_Row]:
+    """Every `*.trans.txt` below a folder, in the order of their paths; each line is the utterance and its words."""
+    audio, lists = list_audio(folder), _list_files(folder, (".trans.txt",))
+    audio = [path for path in audio if path.suffix.lower() in FORMATS]
     if not lists:
         raise UserError(
             f"{folder}: holds audio, but no *.trans.txt with the transcripts (LibriSpeech's layout); write a .tsv with "
             f"a path, a tab and a text on every line."
         )
-    by_stem = {path.with_suffix(""): path for path in sorted(audio, reverse=True)}
-    for path in sorted(lists):
+    by_stem = {path.with_suffix(""): path for path in reversed(audio)}
+    for path in lists:
         for number, line in enumerate(read_lines(path), 1):
             if line.strip():
                 name, _, words = line.strip().partition(" ")
@@ -238,6 +254,9 @@ def _make_row(place: str, folder: Path, fields: dict[str, Any]) -> _Row:
     text = next((fields[key] for key in TEXT_COLUMNS if fields.get(key) is not None), None)
     if text is not None and not isinstance(text, str):
         raise UserError(f"{place}: the text must be a string, but is {text!r} instead.")
+    for what, value in (("path of the audio", audio), ("text", text or "")):
+        if found := _HALVES.search(value):
+            raise UserError(f"{place}: the {what} must be Unicode, but has half a character, {found[0]!r}; mend it.")
     start, end = _read_seconds(place, fields, "start"), _read_seconds(place, fields, "end")
     offset = _read_seconds(place, fields, "offset")
     if offset is not None:  # NeMo: without it, `duration` is that of the whole file
@@ -246,6 +265,11 @@ def _make_row(place: str, folder: Path, fields: dict[str, Any]) -> _Row:
     if end is not None and end <= (start or 0.0):
         raise UserError(
             f"{place}: must end after its start, but goes from {start or 0.0:g} to {end:g} seconds instead."
+        )
+    if end is not None and end - (start or 0.0) < LEAST_SECONDS - 1e-6:  # names of clips have microseconds
+        raise UserError(
+            f"{place}: must be at least {LEAST_SECONDS} s long, but goes from {start or 0.0:.6g} to {end:.6g} seconds "
+            "instead; mend it, or leave the line out."
         )
     return _Row(place, folder / audio.strip(), None if text is None else " ".join(text.split()), start or 0.0, end)
 

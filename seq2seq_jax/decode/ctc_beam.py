@@ -1,4 +1,4 @@
-"""Prefix beam search: the most probable outputs of frames, frame by frame, with or without a language model.
+"""Prefix beam search: the most probable outputs of frames, frame by frame.
 
 A prefix keeps two numbers: the probability of the paths that spell it and end with its last label, and with a blank
 (Graves 2008, Hannun et al. 2014, First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional
@@ -15,8 +15,6 @@ Prefixes are told apart by a code of 64 bits, made of their labels: two of a bea
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -25,7 +23,7 @@ from jaxtyping import Bool, Float
 
 from seq2seq_jax.decode.ctc import BLANK, spell
 from seq2seq_jax.decode.selection import gather_beams
-from seq2seq_jax.interfaces import Array, Cache, Hypotheses, Step
+from seq2seq_jax.interfaces import Array, Hypotheses
 
 
 @struct.dataclass
@@ -37,27 +35,11 @@ class Prefixes:
     last: Array  # [B, K] int32, the last label; BLANK of the empty prefix
     code: Array  # [B, K, 2] uint32, of the labels
     parent: Array  # [B, K, 2] uint32, of all but the last
-    words: Words | None  # of the language model
 
     @property
     def total(self) -> Array:
         """Log-probability, `[B, K]`."""
         return jnp.logaddexp(self.label, self.blank)
-
-    @property
-    def scores(self) -> Array:
-        """What prefixes are ranked by, `[B, K]`."""
-        return self.total if self.words is None else self.total + self.words.score
-
-
-@struct.dataclass
-class Words:
-    """What a language model says of every prefix."""
-
-    score: Array  # [B, K] float32, of its labels, weighted
-    after: Array  # [B, K, V] float32, of the labels that may follow, weighted
-    length: Array  # [B, K] int32, labels
-    cache: Cache  # leaves [B, K, ...]
 
 
 def prefix_beam(
@@ -65,27 +47,17 @@ def prefix_beam(
     mask: Bool[Array, "B S"],
     *,
     size: int,
-    bos_id: int,
     eos_id: int,
-    language_model: tuple[Step, Cache] | None = None,
-    weight: float = 0.0,
-    bonus: float = 0.0,
 ) -> Hypotheses:
     """The `size` best outputs of every row, best first.
 
-    Scores are log P(output | frames) + weight * log p_lm(output, eos) + bonus * labels; probabilities are sums over the
-    paths that were in the beam, so never above the true ones.
+    Scores are log P(output | frames), sums over the paths that were in the beam, so never above the true ones.
 
     Args:
         log_probs: `[B, S, V]`, as of `ctc.frame_log_probs`, the whole vocabulary.
         mask: `[B, S]` bool, True for real frames.
         size: K.
-        bos_id: the language model's first token.
         eos_id: the token written after the last label.
-        language_model: a step over the same vocabulary, as `Decoder.make_step` makes it, and its first cache
-            `[B, ...]`. None for none: the vocabulary may then be of any size, at little cost.
-        weight: of the language model, at least 0.
-        bonus: for every label; needs a language model, whose weight may be 0.
 
     Raises:
         ValueError: the size is below 1.
@@ -93,29 +65,19 @@ def prefix_beam(
     if size < 1:
         raise ValueError(f"`size` must be at least 1, but is {size} instead.")
     labels = log_probs.at[:, :, BLANK].set(-jnp.inf)
-    count = log_probs.shape[-1] if language_model else min(log_probs.shape[-1], 2 * size)
-    best, tokens = lax.top_k(labels, count)
-    beam = _start(log_probs, size)
-    speak = None if language_model is None else _Speaker(language_model[0], weight, bonus)
-    if language_model is not None and speak is not None:
-        beam = speak.start(beam, language_model[1], bos_id)
+    best, tokens = lax.top_k(labels, min(log_probs.shape[-1], 2 * size))
 
     def advance(beam: Prefixes, frame: tuple[Array, ...]) -> tuple[Prefixes, tuple[Array, Array]]:
         now, best, tokens, real = frame
         after, parents, emitted = _take_frame(beam, now, best, tokens.astype(jnp.int32))
-        if speak is not None:
-            after = speak.follow(beam, after, parents, emitted)
         stays = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), parents.shape)
         after = jax.tree.map(lambda a, b: jnp.where(real.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), after, beam)
         real = real[:, None]
         return after, (jnp.where(real, parents, stays), jnp.where(real, emitted, BLANK))
 
     frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (log_probs, best, tokens, mask))
-    beam, history = lax.scan(advance, beam, frames)
-    scores = beam.scores
-    if beam.words is not None:
-        scores = scores + beam.words.after[:, :, eos_id] - bonus
-    scores, order = lax.top_k(scores, size)
+    beam, history = lax.scan(advance, _start(log_probs, size), frames)
+    scores, order = lax.top_k(beam.total, size)
     emitted = _trace(order, *history)
     written, lengths = spell(emitted, eos_id)
     possible = scores > -jnp.inf
@@ -123,7 +85,7 @@ def prefix_beam(
         tokens=jnp.where(possible[:, :, None], written, BLANK),
         lengths=jnp.where(possible, lengths, 0),
         scores=scores,
-        log_probs=jnp.where(possible, gather_beams(beam.total, order), -jnp.inf),
+        log_probs=scores,
         finished=possible,
     )
 
@@ -139,12 +101,11 @@ def _start(log_probs: Array, size: int) -> Prefixes:
         last=jnp.full_like(log_probs, BLANK, jnp.int32, shape=shape),
         code=zeros,
         parent=zeros,
-        words=None,
     )
 
 
 def _take_frame(beam: Prefixes, now: Array, best: Array, tokens: Array) -> tuple[Prefixes, Array, Array]:
-    """The beam after a frame, without what a language model says; its parents and what they took, both `[B, K]`.
+    """The beam after a frame; its parents and what they took, both `[B, K]`.
 
     Args:
         beam: The beam before.
@@ -172,12 +133,7 @@ def _take_frame(beam: Prefixes, now: Array, best: Array, tokens: Array) -> tuple
     stay = jnp.logaddexp(blank, label)
 
     # 3. The best of all.
-    ranked_stay, ranked_grown = stay, grown
-    if beam.words is not None:
-        ranked_stay = stay + beam.words.score
-        after = jnp.take_along_axis(beam.words.after, jnp.broadcast_to(tokens[:, None], grown.shape), axis=2)
-        ranked_grown = grown + beam.words.score[:, :, None] + after
-    _, chosen = lax.top_k(jnp.concatenate([ranked_stay, ranked_grown.reshape(rows, -1)], axis=1), size)
+    _, chosen = lax.top_k(jnp.concatenate([stay, grown.reshape(rows, -1)], axis=1), size)
     stays = chosen < size
     place = jnp.where(stays, 0, chosen - size)
     parents = jnp.where(stays, chosen, place // grown.shape[-1]).astype(jnp.int32)
@@ -189,7 +145,6 @@ def _take_frame(beam: Prefixes, now: Array, best: Array, tokens: Array) -> tuple
         last=jnp.where(stays, gather_beams(beam.last, parents), emitted),
         code=jnp.where(stays[..., None], code, _add(code, emitted)),
         parent=jnp.where(stays[..., None], gather_beams(beam.parent, parents), code),
-        words=None,
     )
     return beam, parents, emitted
 
@@ -198,37 +153,6 @@ def _add(code: Array, token: Array) -> Array:
     """The code of a prefix with one more label."""
     mixed = (code + token[..., None].astype(jnp.uint32) + 1) * jnp.array([0x9E3779B1, 0x85EBCA77], jnp.uint32)
     return mixed ^ (mixed >> jnp.array([15, 13], jnp.uint32))
-
-
-@struct.dataclass
-class _Speaker:
-    """A language model over the prefixes of a beam."""
-
-    step: Any = struct.field(pytree_node=False)
-    weight: float = struct.field(pytree_node=False)
-    bonus: float = struct.field(pytree_node=False)
-
-    def start(self, beam: Prefixes, cache: Cache, bos_id: int) -> Prefixes:
-        shape = beam.last.shape
-        cache = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (*shape, *x.shape[1:])), cache)
-        zeros = jnp.zeros_like(beam.last)
-        after, cache = self._run(jnp.full_like(beam.last, bos_id), zeros, cache)
-        return beam.replace(words=Words(jnp.zeros_like(beam.label), after, zeros, cache))  # type: ignore[attr-defined]
-
-    def follow(self, beam: Prefixes, after: Prefixes, parents: Array, emitted: Array) -> Prefixes:
-        """What it says of the beam after a frame, whose parents are `[B, K]` of the beam before."""
-        words = jax.tree.map(lambda x: gather_beams(x, parents), beam.words)
-        took = emitted != BLANK
-        gained = jnp.take_along_axis(words.after, emitted[..., None], axis=2)[..., 0]
-        following, cache = self._run(emitted, words.length + 1, words.cache)
-        new = Words(words.score + gained, following, words.length + 1, cache)
-        words = jax.tree.map(lambda a, b: jnp.where(took.reshape(*took.shape, *[1] * (a.ndim - 2)), a, b), new, words)
-        return after.replace(words=words)  # type: ignore[attr-defined]
-
-    def _run(self, tokens: Array, length: Array, cache: Cache) -> tuple[Array, Cache]:
-        result = jax.vmap(self.step, in_axes=1, out_axes=1)(tokens, length, cache)
-        possible = result.log_probs > -jnp.inf
-        return jnp.where(possible, self.weight * result.log_probs + self.bonus, -jnp.inf), result.cache
 
 
 def _trace(order: Array, parents: Array, emitted: Array) -> Array:

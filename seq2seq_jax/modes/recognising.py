@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from seq2seq_jax.data.audio import read_clip, to_frames
+from seq2seq_jax.data.pipeline import Ragged
 from seq2seq_jax.data.sources import ParallelText
-from seq2seq_jax.data.vocab import BOS_ID, EOS_ID
+from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.decode.ctc import best_path
 from seq2seq_jax.decode.ctc_beam import prefix_beam
 from seq2seq_jax.errors import UserError
@@ -23,6 +24,7 @@ from seq2seq_jax.interfaces import FrameModel, PyTree, Seq2Seq
 from seq2seq_jax.modes.speech_pictures import save_picture
 from seq2seq_jax.parallel.hosts import Hosts
 from seq2seq_jax.serve.translate import moses_nbest
+from seq2seq_jax.speech_corpora import describe_lengths, find_too_short, tell_too_short
 from seq2seq_jax.tasks.recogniser import Clock, FrameEngine, Recogniser, Recognition, Searches
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.train.checkpoints import Restored
@@ -65,7 +67,7 @@ def make_recogniser(
     if not isinstance(training.model, Seq2Seq) and (method in ("greedy", "prefix_beam") or size == 1) and alone:
         engine = FrameEngine(training.frame_search(_choose_frame_search(method, size)), **limits, multiple=devices)
     else:
-        search = training.make_search(size, method="beam" if method == "prefix_beam" else method)
+        search = training.make_search(size, method=method)
         engine = experiment.engine(search, attention=attention, program=program)
     reduction = experiment.config.model.reduction
     clock = None
@@ -77,7 +79,7 @@ def make_recogniser(
 
 def _choose_frame_search(method: str, size: int) -> Callable[..., Any]:
     if method == "prefix_beam" and size > 1:
-        return functools.partial(prefix_beam, size=size, bos_id=BOS_ID, eos_id=EOS_ID)
+        return functools.partial(prefix_beam, size=size, eos_id=EOS_ID)
     return lambda log_probs, mask: best_path(log_probs, mask, eos_id=EOS_ID)[0]
 
 
@@ -121,12 +123,14 @@ def evaluate_speech(
     started = time.monotonic()
     recogniser = make_recogniser(experiment, attention="best", program=program, times=True)
     found: list[Recognition] = []
-    seconds = 0.0
+    lengths: list[int] = []
     for first in range(0, len(test), GROUP):
         names = test.source[first : first + GROUP]
         sources, problems = read_frames(names, rate=config.audio.rate, hop=config.audio.hop, strict=config.audio.strict)
         for problem in problems:
             say(problem)
+        lengths += map(len, sources)
+        hosts.check_same("clips", describe_lengths({"test": np.array(lengths[first:])}))
         found += recogniser.recognise(
             params,
             sources,
@@ -134,7 +138,9 @@ def evaluate_speech(
             first=first,
             poll=lambda: stop.check("during the evaluation on test"),
         )
-        seconds += sum(map(len, sources)) * config.audio.hop / config.audio.rate
+    seconds = sum(lengths) * config.audio.hop / config.audio.rate
+    tokens = Ragged.pack(experiment.vocabs.target.encode_many(test.target or []))
+    tell_too_short(test, find_too_short(config, np.array(lengths), tokens))
     if cut := sum(item.cut for item in found):
         say(f"{cut} utterances are longer than config.decode.max_source_len frames; the rest of them was not heard")
     took = time.monotonic() - started

@@ -4,6 +4,8 @@ The weights are tuned, read from a file, or those of an even average of two scor
 arXiv:1409.3215, section 3.2): half the list's own total, half the log-probability of the model. Several models are an
 ensemble: its log-probability is the mean of theirs.
 
+An n-gram model over a run's pieces (`config.decode.ngram`) is one more feature: a second pass.
+
 Models of the other direction say how well a hypothesis explains its source. With a language model and a model of this
 direction beside them that is a noisy channel (Yee et al. 2019, arXiv:1908.05731).
 """
@@ -23,6 +25,9 @@ from seq2seq_jax.config import load_config, takes_source
 from seq2seq_jax.data.nbest import TOTAL, Hypothesis, group_segments, list_columns, make_matrix, read_nbest, render_line
 from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import name_target
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.decode.arpa import read_arpa
+from seq2seq_jax.decode.ngram import find_missing
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
 from seq2seq_jax.evaluate.tuning import RESTARTS, Lists, cross_validate, find_oracle, fit_totals, tune
@@ -33,6 +38,7 @@ from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.modes.weights import match_weights, name_feature, name_models, read_weights
 from seq2seq_jax.tasks.score import Scorer
 from seq2seq_jax.train.writers import format_duration, write_json
+from seq2seq_jax.vocabularies import spell_pieces
 from seq2seq_jax.workdir import Folder
 
 GROUP = 8
@@ -51,7 +57,7 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
 
     Returns:
         The report, JSON-ready: `scores` ("before", "after", "cross_validated", "oracle"; empty without references),
-        `weights` by feature, what each model could not score, and the files.
+        `weights` by feature, what is to be told of each model, and the files.
 
     Raises:
         UserError: a file is missing or not what it should be, or nothing can be scored.
@@ -64,9 +70,12 @@ def rescore(config: ConfigDict | None, request: Request) -> dict[str, Any]:
     own = list_columns(items)
     models: dict[str, dict[str, Any]] = {}
     taken = {name for name, _ in own}
-    every = [*request.models, *request.channel]
+    every = [*request.ngrams, *request.models, *request.channel]  # the quick one first
     named = name_models(every, given, taken, weights=request.weights, lists=request.lists)
     for name, path in named.items():
+        if path in request.ngrams:
+            items, models[name] = add_ngram(items, path, request.ngrams[path], name)
+            continue
         items, models[name] = add_scores(items, sources, path, config, name, channel=path in request.channel)
     columns = [*own, *((name, 0) for name in models)]
     weights = None if given is None else match_weights(given, columns, file=request.weights, lists=request.lists)
@@ -170,6 +179,39 @@ def add_scores(
         for item, value in zip(items, values, strict=True)
     ]
     return added, told
+
+
+def add_ngram(items: Sequence[Hypothesis], file: Path, run: Path, name: str) -> tuple[list[Hypothesis], dict[str, Any]]:
+    """The hypotheses with the log-probability of their pieces and the end by an n-gram model as the feature `name`.
+
+    It is what a search adds of the same model, before it is weighed. And what is to be told of it.
+
+    Args:
+        items: hypotheses.
+        file: the model, an ARPA file over the target vocabulary of the run in `run`.
+        run: a folder.
+        name: of the feature.
+
+    Raises:
+        UserError: the model cannot be read, or lists none of the vocabulary's pieces.
+    """
+    arpa, vocab = read_arpa(file), Vocabs.load(Folder(run).vocab).target
+    pieces = spell_pieces(vocab, range(vocab.first_id, vocab.size))
+    missing = find_missing(arpa, pieces)
+    if len(missing) == len(pieces):
+        raise UserError(
+            f"config.decode.ngram: {arpa.name} lists none of the vocabulary's {len(pieces)} pieces (such as "
+            f"{pieces[0]!r}); make it of text that is cut into these pieces."
+        )
+    if missing:
+        say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
+    texts = list(dict.fromkeys(item.text for item in items))
+    tokens = vocab.encode_many(texts)
+    found = {
+        text: round(arpa.score_words(spell_pieces(vocab, ids)), 6) for text, ids in zip(texts, tokens, strict=True)
+    }
+    added = [dataclasses.replace(item, features=item.features | {name: (found[item.text],)}) for item in items]
+    return added, {"path": str(file), "order": arpa.order, "texts": len(texts)}
 
 
 def score_pairs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 from seq2seq_jax.config import load_config, require_search, takes_source
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import METRICS
-from seq2seq_jax.workdir import list_members
+from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.vocabularies import AUTO
+from seq2seq_jax.workdir import Folder, list_members
 
 AVERAGE = "average"
 """The value of --weights that averages; a file of this name is `./average`."""
@@ -30,6 +32,7 @@ class Request:
         weights: a file of those of every feature, as tuning writes it; or `AVERAGE`; None tunes.
         metric: one of `METRICS`.
         channel: folders of runs of the other direction.
+        ngrams: ARPA files of n-gram models, each with the run whose target vocabulary its words are of.
     """
 
     lists: str
@@ -40,6 +43,7 @@ class Request:
     weights: str | None
     metric: str
     channel: tuple[Path, ...] = ()
+    ngrams: Mapping[Path, Path] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         """Refuses what cannot work before anything is read or loaded."""
@@ -56,8 +60,18 @@ class Request:
         for flag, model in flagged:
             if not (model / "config.json").is_file():
                 raise UserError(f"{flag}: {model} has no model: name runs' folders, separated by commas.")
+            if reads_speech(load_config(model / "config.json").model):
+                raise UserError(
+                    f"{flag}: {model} hears, and here texts are scored; name models of texts, or none by --models= "
+                    "(the lists' own features, and config.decode.ngram)."
+                )
             if self.source is None and (flag == "--channel" or reads_source(model)):
                 raise UserError(f"--source is missing: {model} needs the sentences that the lists belong to.")
+        if self.ngrams and self.weights == AVERAGE:
+            raise UserError(
+                "config.decode.ngram goes with weights that are tuned: an n-gram model has no share in an even "
+                'average; leave out --weights=average, or set it to "".'
+            )
         self._check_channel()
 
     def _check_channel(self) -> None:
@@ -88,6 +102,8 @@ class Request:
 def read_request(config: ConfigDict | None, root: Path, flags: dict[str, str | None]) -> Request:
     """The flags `input`, `output`, `source`, `reference`, `models`, `channel`, `weights`, `metric` as a request.
 
+    A config may name an n-gram model, too: `decode.ngram`, over the pieces of the run in `root`.
+
     Raises:
         UserError: one is missing or contradicts another.
     """
@@ -105,6 +121,10 @@ def read_request(config: ConfigDict | None, root: Path, flags: dict[str, str | N
     rest = (flags["source"], flags["reference"])
     channel = _find_runs(_read_paths(flags["channel"] or ""))
     request = Request(lists, output, *rest, paths, flags["weights"], flags["metric"] or "bleu", channel)
+    if config is not None and (ngram := config.decode.ngram.strip()):
+        run = _find_runs([root.absolute()])[0]  # of an ensemble the first, whose vocabulary is that of all
+        file = Folder(run).ngram if ngram == AUTO else Path(ngram).expanduser().absolute()
+        request = dataclasses.replace(request, ngrams={file: run})
     request.check()
     return request
 

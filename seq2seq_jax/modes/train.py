@@ -35,6 +35,7 @@ from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
 from seq2seq_jax.provenance import count_parameters, hash_parameters, versions
 from seq2seq_jax.speech_checks import reads_speech
+from seq2seq_jax.speech_corpora import describe_clips
 from seq2seq_jax.train.accumulation import AccumulatedStep, Groups
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.loop import CompiledStep, Run, Step, evaluate_and_log, fit
@@ -140,6 +141,7 @@ def _set_up(
     hosts.primary_first("ngram", lambda: obtain_ngram(config, vocabs, folder.ngram, splits.train))
     join_models(experiment, None, folder)  # refuses now what the test at the end could not search with
     corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
+    hosts.check_same("clips", describe_clips({"train": corpus.pairs, "dev": corpus.dev}))
     experiment = _count_epochs(experiment, corpus)
     if hosts.is_primary:
         write_json(folder.config, experiment.config.to_dict())

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.audio import parse_clip, probe_clip, read_clip, to_frames
-from seq2seq_jax.data.utterances import SUFFIXES, read_utterances
+from seq2seq_jax.data.sources import tell_neighbours
+from seq2seq_jax.data.utterances import SUFFIXES, list_audio, read_utterances
 from seq2seq_jax.data.vocab import EOS_ID
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
@@ -54,7 +55,7 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
         raise UserError(f"--output must name a folder for {len(names)} recordings as {form}; standard output has one.")
     _check_output(output, several=several)
     experiment, chosen = load_run(config, Folder(root))
-    program, params = join_models(experiment, chosen.state.averaged)
+    program, params = join_models(experiment, chosen.state.averaged, Folder(root))
     recognise, longest = make_recognise(experiment, program, params, chosen.state.averaged)
     audio, tally = config.audio, Tally()
     with Progress(round(_count_seconds(names)), stream=sys.stderr, tell=say, unit="s of audio") as progress:
@@ -120,7 +121,7 @@ def list_recordings(inputs: str) -> tuple[list[str], bool]:
     """The files that `--input` names, in order, and whether they may be several.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or what is named is not there.
     """
     names: list[str] = []
     parts = [part.strip() for part in inputs.split(",") if part.strip()]
@@ -128,16 +129,20 @@ def list_recordings(inputs: str) -> tuple[list[str], bool]:
     for part in parts:
         path = Path(part).expanduser()
         if path.is_dir():
-            names, several = names + read_utterances(path, need_text=False).source, True
-        elif part.lower().endswith(SUFFIXES):
+            names, several = names + [str(found) for found in list_audio(path)], True
+        elif part.lower().endswith(SUFFIXES):  # which are no audio, so a manifest
+            if not path.exists():
+                raise UserError(f"--input={part}: no such manifest of audio files; {tell_neighbours(path)}")
             names, several = names + read_utterances(path, need_text=False).source, True
         elif any(mark in part for mark in "*?[") and not path.exists():
             found = sorted(glob.glob(str(path)))
             if not found:
                 raise UserError(f"--input={part}: no file is named so.")
             names, several = names + found, True
-        else:
+        elif path.exists() or Path(parse_clip(str(path)).path).exists():
             names.append(str(path))
+        else:
+            raise UserError(f"--input={part}: no such audio file or folder; {tell_neighbours(path)}")
     if not names:
         raise UserError("--input must name a recording, a folder, a pattern or a manifest with --mode=transcribe.")
     return names, several

@@ -230,6 +230,7 @@ def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, va
     [
         ("gnmt", "decode.ctc_weight", 0.3, r"must be 0 without config\.model\.ctc_head"),
         ("gnmt", "decode.method", "prefix_beam", "must be 'beam' or another"),
+        ("ctc", "decode.method", "prefix_beam", "must be 'beam' with config.decode.ngram"),
         ("gnmt", "train.patience_metric", "wer", "must be 'bleu' or 'loss'"),
         ("las", "train.patience_metric", "bleu", "must be 'wer' or 'loss'"),
         ("las", "audio.ctc_weight", 1.5, "must be at most 1"),
@@ -242,6 +243,7 @@ def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, va
         ("las", "audio.speeds", "0.9,fast", "must be numbers from 0.5 to 2"),
         ("las", "audio.window", 1024, "must be at least hop=160 and at most fft=512"),
         ("las", "audio.high", 9000.0, "must be more than low"),
+        ("gnmt", "audio.augment", "LB", "must be 'none' with config.model.name='gnmt'"),
         ("las", "parallel.recurrence", "kernel", "must be 'loop'"),
         ("ctc", "train.label_smoothing", 0.1, "must be 0"),
         ("ctc", "train.own_tokens", 0.1, "must be 0"),

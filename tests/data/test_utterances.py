@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from seq2seq_jax.data.utterances import index_durations, read_utterances
+from seq2seq_jax.data.utterances import index_durations, list_audio, read_utterances
 from seq2seq_jax.errors import UserError
 
 TEXTS = ["hello there", "good morning"]
@@ -82,14 +82,23 @@ def test_a_folder_in_librispeechs_layout_is_read(tmp_path):
         (home / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines))
     text = read_utterances(tmp_path)
     assert list(zip(text.source, text.target, strict=True)) == sorted(expected)
-    bare = read_utterances(tmp_path / "dev-clean", need_text=False)
-    assert (bare.source, bare.target) == (text.source, text.target)
+
+
+def test_all_audio_below_a_folder_is_listed_whatever_its_transcripts_name(folder):
+    (folder / "clips" / "1-2.trans.txt").write_text("b GOOD MORNING\n")
+    for name in ("clips/c.OGG", "d.m4a", "notes.txt"):
+        (folder / name).write_bytes(b"anything")
+    assert list_audio(folder) == [folder / name for name in ("a.wav", "clips/b.flac", "clips/c.OGG", "d.m4a")]
+    assert read_utterances(folder).source == [str(folder / "clips/b.flac")]
+
+
+def test_a_transcript_is_of_the_file_that_can_be_read(folder):
+    (folder / "clips" / "1-2.trans.txt").write_text("b GOOD MORNING\n")
+    (folder / "clips" / "b.aac").write_bytes(b"anything")
+    assert read_utterances(folder).source == [str(folder / "clips/b.flac")]
 
 
 def test_a_folder_of_audio_alone_has_no_transcripts(folder):
-    text = read_utterances(folder, need_text=False)
-    assert text.source == [str(folder / "a.wav"), str(folder / "clips/b.flac")]
-    assert text.target is None
     with pytest.raises(UserError, match=r"no \*\.trans\.txt"):
         read_utterances(folder)
 
@@ -127,6 +136,13 @@ BAD = {
     "start.tsv": ("a.wav\thello\tx\t2\n", r"start\.tsv: line 1: start must be a number of seconds, but is 'x'"),
     "nan.jsonl": ('{"audio": "a.wav", "text": "b", "end": NaN}\n', r"nan\.jsonl: line 1: end must be a number"),
     "order.tsv": ("a.wav\thello\t2\t1\n", r"order\.tsv: line 1: must end after its start"),
+    "short.tsv": ("a.wav\thello\t0\t1\na.wav\tb\t1.0\t1.0001\n", r"short\.tsv: line 2: must be at least 0\.01 s long"),
+    "short.json": (
+        '{"audio": "a.wav", "text": "b", "offset": 0.5, "duration": 1e-9}\n',
+        r"json: line 1: must be at",
+    ),
+    "half.jsonl": ('{"audio": "a.wav", "text": "b\\ud800"}\n', r"half\.jsonl: line 1: the text must be Unicode"),
+    "path.jsonl": ('{"audio": "\\udcff.wav", "text": "b"}\n', r"path\.jsonl: line 1: the path of the audio must be"),
     "list.csv": ("a.wav,hello\n", r"list\.csv: a list of utterances must be a \.tsv or \.jsonl"),
 }
 
@@ -137,13 +153,23 @@ def test_a_bad_list_gives_one_line_with_its_place(folder, name):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=told) as caught:
         read_utterances(folder / name)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).isascii()
+
+
+def test_whole_characters_and_parts_of_a_frame_are_taken(folder):
+    row = {"audio": "a.wav", "text": "\U0001f600", "start": 0.5, "end": 0.51}
+    (folder / "list.jsonl").write_text(json.dumps(row) + "\n")  # as a pair of surrogates
+    text = read_utterances(folder / "list.jsonl")
+    assert (text.source, text.target) == ([f"{folder}/a.wav#0.5-0.51"], ["\U0001f600"])
+    assert index_durations(text, cache=None, strict=True) == pytest.approx([0.01])
 
 
 def test_a_folder_without_audio_and_a_missing_list_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="holds no audio"):
-        read_utterances(tmp_path, need_text=False)
+        list_audio(tmp_path)
+    with pytest.raises(UserError, match="holds no audio"):
+        read_utterances(tmp_path)
     with pytest.raises(UserError, match=r"list\.tsv: no such file"):
         read_utterances(tmp_path / "list.tsv")
 

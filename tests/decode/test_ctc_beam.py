@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from jax.sharding import PartitionSpec
 from seq2seq_jax.decode.alignment import align
 from seq2seq_jax.decode.ctc import frame_log_probs
 from seq2seq_jax.decode.ctc_beam import prefix_beam
-from seq2seq_jax.interfaces import StepResult
 
 _SPEC = importlib.util.spec_from_file_location("ctc_reference", Path(__file__).with_name("ctc_reference.py"))
 reference = importlib.util.module_from_spec(_SPEC)
@@ -34,11 +32,9 @@ def make_frames():
     return frame_log_probs(logits, jnp.asarray(mask), forbidden=(BOS, EOS)), jnp.asarray(mask)
 
 
-def search(log_probs, mask, size, model=None, weight=0.0, bonus=0.0):
-    options = {"size": size, "bos_id": BOS, "eos_id": EOS, "weight": weight, "bonus": bonus}
-
+def search(log_probs, mask, size):
     def run(log_probs, mask):
-        return prefix_beam(log_probs, mask, language_model=model, **options)
+        return prefix_beam(log_probs, mask, size=size, eos_id=EOS)
 
     return jax.jit(run, compiler_options=QUICKLY)(log_probs, mask)
 
@@ -109,42 +105,10 @@ def test_a_narrow_beam_is_that_of_the_plain_search(size):
 def test_the_published_line_has_its_published_beam(data_folder, tmp_path):
     scores = jnp.asarray(reference.read_line(data_folder, tmp_path))[None]
     mask = jnp.ones(scores.shape[:2], bool)
-    found = prefix_beam(frame_log_probs(scores, mask), mask, size=25, bos_id=BOS, eos_id=80)
+    found = prefix_beam(frame_log_probs(scores, mask), mask, size=25, eos_id=80)
     length = int(found.lengths[0, 0]) - 1
     text = "".join(reference.CHARACTERS[token - 1] for token in np.asarray(found.tokens[0, 0, :length]))
     assert text == "the fak friend of the fomcly hae tC"
-
-
-@functools.cache
-def make_pairs():
-    return reference.normalise(2 * np.random.default_rng(3).normal(size=(VOCAB, VOCAB)))
-
-
-def pair_model(rows):
-    """A language model of pairs of tokens, whose cache holds the one before: it must follow its prefix."""
-    pairs = jnp.asarray(make_pairs(), jnp.float32)
-
-    def step(tokens, clock, cache):
-        return StepResult(pairs[tokens], attention=None, cache={"clock": clock, "last": tokens})
-
-    return step, {"clock": jnp.zeros(rows, jnp.int32), "last": jnp.zeros(rows, jnp.int32)}
-
-
-def test_a_language_model_is_weighed_in():
-    log_probs, mask = make_frames()
-    weight, bonus = 0.7, 0.4
-    found = search(log_probs, mask, 250, pair_model(len(FRAMES)), weight, bonus)
-    pairs = make_pairs()
-    for row, frames in enumerate(FRAMES):
-        wanted = []
-        for output, probability in reference.list_outputs(np.asarray(log_probs[row, :frames], np.float64)).items():
-            if probability > 0:
-                words = sum(pairs[a, b] for a, b in zip((BOS, *output), (*output, EOS), strict=True))
-                wanted.append((np.log(probability) + weight * words + bonus * len(output), output))
-        wanted = sorted(wanted, reverse=True)
-        ours = read(found, row)
-        assert [output for output, _, _ in ours[:10]] == [output for _, output in wanted[:10]]
-        np.testing.assert_allclose([score for _, score, _ in ours[:10]], [score for score, _ in wanted[:10]], rtol=1e-4)
 
 
 def test_a_row_is_found_alone_as_among_others():
@@ -159,19 +123,17 @@ def test_a_row_is_found_alone_as_among_others():
 def test_a_beam_of_nothing_is_refused():
     log_probs, mask = make_frames()
     with pytest.raises(ValueError, match="`size` must be at least 1, but is 0 instead"):
-        prefix_beam(log_probs, mask, size=0, bos_id=BOS, eos_id=EOS)
+        prefix_beam(log_probs, mask, size=0, eos_id=EOS)
 
 
-@pytest.mark.parametrize("speaks", [False, True])
-def test_rows_on_several_devices_give_the_same(speaks):
+def test_rows_on_several_devices_give_the_same():
     if len(jax.devices()) != 8:
         pytest.skip(f"needs 8 devices, and there are {len(jax.devices())}")
     log_probs, mask = make_frames()
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
     def local(log_probs, mask):
-        model = pair_model(len(mask)) if speaks else None
-        found = prefix_beam(log_probs, mask, size=3, bos_id=BOS, eos_id=EOS, language_model=model, weight=0.5)
+        found = prefix_beam(log_probs, mask, size=3, eos_id=EOS)
         return found, align(log_probs, mask, found.tokens[:, 0, :2], found.tokens[:, 0, :2] > EOS)
 
     rows = PartitionSpec("data")

@@ -10,6 +10,8 @@ import pytest
 
 from seq2seq_jax.config import default_config, load_config
 from seq2seq_jax.data.nbest import Hypothesis, list_columns, make_matrix, read_nbest
+from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.vocab_training import train_vocab
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import make_metric
 from seq2seq_jax.evaluate.tuning import Lists, fit_totals
@@ -17,6 +19,7 @@ from seq2seq_jax.main import main
 from seq2seq_jax.modes.rescore import name_total
 from seq2seq_jax.modes.rescore_request import read_request, reads_source
 from seq2seq_jax.modes.weights import name_feature, name_models
+from seq2seq_jax.workdir import Folder
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "red": "rot", "blue": "blau", "cat": "Katze"}
 
@@ -292,6 +295,7 @@ def test_only_a_language_model_needs_no_source(tiny_run, tmp_path):
         ({"weights": "few.json", "metric": "wer", "reference": None}, "--metric goes with --reference"),
         ({"weights": "average"}, "--weights=average: there is no model to average with; name one by --models=RUN"),
         ({"weights": "average", "models": "run", "source": None}, "--source is missing"),
+        ({"weights": "average", "models": "run", "ngram": "x"}, "config.decode.ngram goes with weights that are tuned"),
         ({"weights": "averaged"}, "--weights=averaged: cannot be read"),
         ({"weights": "other.json"}, "has no weight for feature 'bad'"),
         ({"weights": "model.json"}, "has a weight for the model 'lm', which --models does not name"),
@@ -315,10 +319,101 @@ def test_wrong_input_is_refused_in_one_line(files, tiny_run, tmp_path, capsys, c
     given |= {name: tmp_path / value if value in texts or name == "models" else value for name, value in change.items()}
     if change.get("models") == "run":
         given["models"] = tiny_run
+    if ngram := given.pop("ngram", ""):
+        given |= {"workdir": tiny_run, "config.decode.ngram": ngram}
     assert call(*(f"--{name}={value}" for name, value in given.items() if value is not None)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert told in error and error.startswith("seq2seq_jax: error: ")
     assert not (tmp_path / "new").exists()
+
+
+GRAMS = {  # log10 of a probability, and of a backoff
+    ("<s>",): (-99.0, -0.3),
+    ("</s>",): (-0.9, 0.0),
+    ("<unk>",): (-2.5, -0.1),
+    **{(word,): (-0.7 - 0.1 * n, -0.2 * n) for n, word in enumerate(sorted(set(WORDS.values()) - {"Katze"}))},
+    ("<s>", "rot"): (-0.2, 0.0),
+    ("eins", "zwei"): (-0.4, 0.0),
+    ("blau", "</s>"): (-0.15, 0.0),
+    ("eins", "eins"): (-1.7, 0.0),
+}
+"""A model of pairs of words, which does not know Katze."""
+
+
+def write_arpa(path, grams):
+    lines = ["\\data\\"]
+    orders = [[gram for gram in grams if len(gram) == n] for n in (1, 2)]
+    lines += [f"ngram {n}={len(own)}" for n, own in enumerate(orders, 1)]
+    for n, own in enumerate(orders, 1):
+        lines += [f"\\{n}-grams:", *(f"{grams[g][0]}\t{' '.join(g)}" + f"\t{grams[g][1]}" * (n == 1) for g in own)]
+    path.write_text("\n".join([*lines, "\\end\\", ""]), encoding="utf-8")
+    return path
+
+
+def back_off(words, grams):
+    """The log-probability of a text by the definition (Katz 1987)."""
+    total, before = 0.0, "<s>"
+    for word in [*(word if (word,) in grams else "<unk>" for word in words), "</s>"]:
+        pair = (before, word)
+        total += grams[pair][0] if pair in grams else grams[before,][1] + grams[word,][0]
+        before = word
+    return total * np.log(10)
+
+
+def test_an_n_gram_model_is_a_feature_beside_the_models(files, rescored, tiny_run, tmp_path):
+    ngram = write_arpa(tmp_path / "pairs.arpa", GRAMS)
+    args = [f"--workdir={tiny_run}", f"--input={files / 'lists'}", f"--source={files / 'source'}", "--metric=wer"]
+    args += [f"--config.decode.ngram={ngram}", f"--reference={files / 'reference'}"]
+    assert call(*args, f"--output={tmp_path / 'new'}") == 0
+    after = read_nbest(tmp_path / "new")
+    assert list_columns(after) == [("good", 0), ("bad", 0), ("bad", 1), ("pairs.arpa", 0), ("run", 0)]
+    found = [item.features["pairs.arpa"][0] for item in after]
+    np.testing.assert_allclose(found, [back_off(item.text.split(), GRAMS) for item in after], atol=1e-5)
+    known = {(item.segment, item.text): item.features["run"] for item in read_nbest(rescored[0])}
+    assert {(item.segment, item.text): item.features["run"] for item in after} == known
+    again = [*args, f"--weights={tmp_path / 'new.weights.json'}", f"--output={tmp_path / 'again'}"]
+    assert call(*again) == 0 and (tmp_path / "again").read_text() == (tmp_path / "new").read_text()
+
+
+@pytest.fixture
+def hearing_run(tmp_path):
+    """What of a run that hears its transcripts are spelled with."""
+    folder, vocab = tmp_path / "hears", train_vocab(["ab a", "b b"], size=10, kind="char")
+    config = default_config("ctc")
+    config.train.update(patience_metric="wer", label_smoothing=0.0)
+    Vocabs(vocab, vocab, True).save(folder / "vocab")
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    return folder
+
+
+def test_transcripts_have_a_second_pass_by_an_n_gram_model(hearing_run, tmp_path, capsys):
+    grams = {("<s>",): (-99.0, -0.2), ("</s>",): (-1.0, 0.0), ("<unk>",): (-3.0, 0.0)}
+    grams |= {("a",): (-0.5, -0.4), ("b",): (-0.8, -0.1), ("\u2581",): (-0.6, -0.3), ("\u2581", "a"): (-0.1, 0.0)}
+    ngram = write_arpa(tmp_path / "letters.arpa", grams)
+    (tmp_path / "lists").write_text("0 ||| ab a ||| Score= -1 ||| -1\n0 ||| ab b ||| Score= -0.9 ||| -0.9\n")
+    (tmp_path / "weights").write_text('{"weights": {"Score": [1], "letters.arpa": [0.5]}}')
+    args = [f"--workdir={hearing_run}", f"--input={tmp_path / 'lists'}", f"--weights={tmp_path / 'weights'}"]
+    args += [f"--config.decode.ngram={ngram}", f"--output={tmp_path / 'new'}"]
+    assert call(*args, "--models=") == 0
+    after = read_nbest(tmp_path / "new")
+    wanted = [back_off([letter.replace(" ", "\u2581") for letter in item.text], grams) for item in after]
+    np.testing.assert_allclose([item.features["letters.arpa"][0] for item in after], wanted, atol=1e-5)
+    np.testing.assert_allclose([item.total for item in after], [-1 + wanted[0] / 2, -0.9 + wanted[1] / 2], atol=1e-5)
+    assert [item.text for item in after] == ["ab a", "ab b"]  # now the second one first
+    Folder(hearing_run).ngram.write_bytes(ngram.read_bytes())
+    (tmp_path / "weights").write_text('{"weights": {"Score": [1], "ngram.arpa": [0.5]}}')
+    assert call(*args, "--models=", "--config.decode.ngram=auto") == 0  # the run's own
+    assert [item.total for item in read_nbest(tmp_path / "new")] == [item.total for item in after]
+    capsys.readouterr()
+    for more, told in (
+        ((), "hears, and here texts are scored; name models of texts, or none by --models="),
+        (("--models=", "--config.decode.ngram=gone.arpa"), "gone.arpa: cannot be read"),
+    ):
+        assert call(*args, *more) == 2
+        assert told in capsys.readouterr().err
+    write_arpa(ngram, {gram: both for gram, both in grams.items() if gram[0].startswith("<")})
+    assert call(*args, "--models=") == 2
+    assert "letters.arpa lists none of the vocabulary's 3 pieces" in capsys.readouterr().err
 
 
 @pytest.mark.data

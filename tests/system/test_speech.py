@@ -95,6 +95,14 @@ def test_searches_of_ctc_agree_where_it_is_sure(ctc):
         assert found["cer"] < 12, method
 
 
+def test_its_lists_have_a_second_pass(ctc, tmp_path):
+    outputs, new = ctc / "outputs", tmp_path / "new"
+    args = ("--models=", "--metric=wer", f"--reference={outputs / 'test.references.txt'}", f"--output={new}")
+    assert call(f"--workdir={ctc}", "--mode=rescore", f"--input={outputs / 'test.nbest.txt'}", *args) == 0
+    assert len(new.with_name("new.1best").read_text().splitlines()) == 12
+    assert "ngram.arpa" in json.loads(new.with_name("new.weights.json").read_text())["weights"]
+
+
 def test_recordings_are_transcribed_with_times(ctc, corpus, tmp_path, capsys):
     folder, _ = corpus
     rng = np.random.default_rng(9)
