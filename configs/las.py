@@ -14,7 +14,8 @@ folder as LibriSpeech unpacks; docs/speech.md.
 Presets:
 
 - (none): two convolutions, two bidirectional layers of 256 and a speller of 192 on the built-in speech (sentences of
-  the phrasebook, spoken by a synthesiser), characters; trained and searched jointly with CTC.
+  the phrasebook, spoken by a synthesiser), characters; trained and searched jointly with CTC, and searched
+  with an 8-gram model of the training's transcripts, too.
 - `an4`: for a corpus of an hour, as CMU's AN4: joint CTC, three speeds; SpecAugment by `--config.audio.augment=own`.
 - `paper`: Chan et al. 2016, section 4: a pyramid of one bidirectional layer and three that halve the length, 256 a
   direction; a speller of two layers of 512; content attention; characters; a tenth of the inputs of the speller are its
@@ -54,6 +55,7 @@ def get_config(preset: str = "") -> ConfigDict:
         set_joint(config)
         set_spoken(config)
         config.model.update(listener_layers=2, listener_features=256, channels=16, features=192)
+        config.decode.update(ngram="auto", ngram_order=8, ngram_weight=0.3)
     return config
 
 

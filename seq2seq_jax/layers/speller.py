@@ -16,10 +16,12 @@ what is kept of a step is no larger than its gates, its context and its weights.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
@@ -34,7 +36,7 @@ from seq2seq_jax.layers.parameters import declare
 from seq2seq_jax.layers.recurrent import LayerKind, Recurrent, draw_noise, product, run_step
 
 ATTENTIONS = ("content", "location")
-WINDOW_PART = 8  # shifts that are put together at a time
+FILTERED = 32  # places that one row of a product filters
 
 
 @struct.dataclass
@@ -55,17 +57,32 @@ class Noise:
     recurrent: tuple[Array | None, ...] = ()  # [B, P] of every layer
 
 
-def cut_neighbours(x: Float[Array, "B S"], width: int) -> Float[Array, "B S W"]:
-    """Each place and its neighbours on both sides, `[B, S, width]`, zeros beyond the ends; `width` is odd.
+def spread_filter(kernel: Float[Array, "W C"]) -> Float[Array, "N M"]:
+    """A filter's kernel as one that makes `FILTERED` places in a row at once: `[inputs, FILTERED * C]`.
 
-    Made of slices of slices: forward and backward half the time of a gather on CPUs, and few operations to compile.
+    Column (p, c) is column c of the kernel, p rows down and with zeros around; the inputs are whole multiples of
+    `FILTERED`, see `filter_places`.
     """
-    length, parts = x.shape[1], -(-width // WINDOW_PART)
-    padded = jnp.pad(x, ((0, 0), (width // 2, WINDOW_PART * parts - width // 2 - 1)))
-    size = length + WINDOW_PART * (parts - 1)
-    near = jnp.stack([padded[:, k : k + size] for k in range(WINDOW_PART)], axis=-1)
-    far = [near[:, WINDOW_PART * k : WINDOW_PART * k + length] for k in range(parts)]
-    return jnp.concatenate(far, axis=-1)[..., :width]
+    width = kernel.shape[0]
+    inputs = FILTERED * -(-(FILTERED + width - 1) // FILTERED)
+    padded = jnp.pad(kernel, ((FILTERED - 1, inputs - width), (0, 0)))
+    rows = np.arange(inputs)[:, None] - np.arange(FILTERED) + FILTERED - 1
+    return padded[rows].reshape(inputs, -1)
+
+
+def filter_places(x: Float[Array, "B S"], spread: Float[Array, "N M"], width: int) -> Float[Array, "B S C"]:
+    """Filters `[B, S]` along S, zeros beyond its ends, with what `spread_filter` made of a kernel of an odd width.
+
+    One product for many places: though most of its kernel's corners are zeros, on CPUs it takes half the time of one
+    for each place, whose inputs would have to be written `width` times.
+    """
+    (rows, length), parts = x.shape, spread.shape[0] // FILTERED
+    blocks = -(-length // FILTERED)
+    after = FILTERED * (blocks + parts - 1) - length - width // 2
+    padded = jnp.pad(x, ((0, 0), (width // 2, after))).reshape(rows, -1, FILTERED)
+    seen = jnp.concatenate([padded[:, part : part + blocks] for part in range(parts)], axis=-1)
+    made = product(seen.reshape(rows * blocks, -1), spread)  # rows are merged: on CPUs quicker, forward and backward
+    return made.reshape(rows, blocks * FILTERED, -1)[:, :length]
 
 
 class Speller(nn.Module):
@@ -126,11 +143,20 @@ class Speller(nn.Module):
         made: dict[str, Any] = {"layers": tuple(layer.step_weights() for layer in self.stack)}
         made |= {"query": query.astype(dtype), "v": v}
         if self.attention == "location":
-            made |= {"filter": self.filter_kernel, "location": self.location_kernel}
+            made |= {"filter": spread_filter(self.filter_kernel), "location": self.location_kernel}
         return made
 
     def step(
-        self, own: PyTree, x: Array, old: SpellerState, keys: Array, values: Array, mask: Array, noise: Noise | None
+        self,
+        own: PyTree,
+        x: Array,
+        old: SpellerState,
+        keys: Array,
+        values: Array,
+        mask: Array,
+        noise: Noise | None,
+        *,
+        by_row: bool = True,
     ) -> tuple[SpellerState, Array]:
         """One step.
 
@@ -142,6 +168,7 @@ class Speller(nn.Module):
             values: `[B, S, D]`.
             mask: `[B, S]`.
             noise: of this step, `[B, ...]`; None: without dropout.
+            by_row: keep the attention of one row in a processor's cache: for a search, where a row has hypotheses.
 
         Returns:
             The new state and the attention's weights `[B, S]` float32. The step's output is the top layer's state.
@@ -163,20 +190,33 @@ class Speller(nn.Module):
         with jax.named_scope("attend"):
             query = states[-1][-1].astype(kind.dtype) @ own["query"]
             # What is as large as the hidden layer is made again in the backward pass, and never kept of all steps.
-            score = jax.checkpoint(self._score, prevent_cse=False)
+            score = jax.checkpoint(functools.partial(self._score, by_row=by_row), prevent_cse=False)
             weights = masked_softmax(score(own, query, keys, old.weights), mask)
             context = jnp.einsum("bs,bsd->bd", weights.astype(values.dtype), values).astype(kind.dtype)
         kept = None if old.weights is None else weights
         return SpellerState(tuple(states), context, kept), weights
 
-    def _score(self, own: PyTree, query: Array, keys: Array, before: Array | None) -> Array:
-        """Scores `[B, S]` float32 of a query `[B, A]`, from the weights of the step before where they matter."""
-        if before is not None:
-            # Rows are merged: on CPUs products with few inputs take half the time, forward and backward.
-            near = product(cut_neighbours(before, self.width).reshape(-1, self.width), own["filter"])
-            added = product(near.astype(self.kind.dtype), own["location"])
-            keys = keys + added.reshape(keys.shape).astype(keys.dtype)
-        return make_scores(query[:, None], keys, own["v"])[:, 0]
+    def _score(self, own: PyTree, query: Array, keys: Array, before: Array | None, *, by_row: bool) -> Array:
+        """Scores `[B, S]` float32 of a query `[B, A]`, from the weights of the step before where they matter.
+
+        By row, the hidden layers of a row's hypotheses (which `jax.vmap` adds) are made and used up before those of
+        the next one: on CPUs they then stay in the processor's cache, where all of them would go to memory and back.
+        """
+        near = None if before is None else filter_places(before, own["filter"], self.width)
+
+        def score(query: Array, keys: Array, near: Array | None) -> Array:
+            if near is not None:
+                # Rows are merged: on CPUs products with few inputs take half the time, forward and backward.
+                added = product(near.reshape(-1, near.shape[-1]).astype(self.kind.dtype), own["location"])
+                keys = keys + added.reshape(keys.shape).astype(keys.dtype)
+            return make_scores(query[:, None], keys, own["v"])[:, 0]
+
+        def score_each(*given: Any) -> Array:
+            return lax.map(lambda row: score(*jax.tree.map(lambda x: x[None], row))[0], given)
+
+        if not by_row or len(keys) == 1:
+            return score(query, keys, near)
+        return lax.platform_dependent(query, keys, near, cpu=score_each, default=score)
 
     def draw_noise(self, places: Array, *, train: bool) -> Noise | None:
         """The factors of dropout of all steps; None without it. `places` `[T, B, 2]`."""
@@ -211,7 +251,7 @@ class Speller(nn.Module):
         def advance(state: SpellerState, given: tuple[Array, Any]) -> tuple[SpellerState, tuple[Array, Array, Array]]:
             x, drawn = given
             here = None if drawn is None else Noise(drawn[0], drawn[1], fixed)
-            new, weights = self.step(own, x, state, keys, values, mask, here)
+            new, weights = self.step(own, x, state, keys, values, mask, here, by_row=False)
             return new, (new.states[-1][-1].astype(dtype), new.context, weights)
 
         drawn = None if noise is None else (noise.contexts, noise.between)

@@ -45,9 +45,10 @@ def test_a_convolution_is_centred_on_its_place(sizes, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_its_gradients_are_those_of_differences(stride):
+@pytest.mark.parametrize("sizes", [(5, 4, 3), (6, 7, 3), (1, 1, 3), (4, 6, 1)])
+def test_its_gradients_are_those_of_differences(sizes, stride):
     rng = np.random.default_rng(0)
-    shapes = ((2, 5, 4, 3), (3, 3, 3, 2)) * 2
+    shapes = ((2, *sizes), (3, 3, sizes[-1], 2)) * 2
     x, kernel, change_x, change_kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     weights = jnp.asarray(rng.normal(size=convolve(x, kernel, stride).shape), jnp.float32)
     gradients = jax.grad(lambda x, kernel: jnp.vdot(weights, convolve(x, kernel, stride)), (0, 1))(x, kernel)
@@ -57,6 +58,33 @@ def test_its_gradients_are_those_of_differences(stride):
     ]
     for gradient, change, want in zip(gradients, (change_x, change_kernel), moved, strict=True):  # it is linear in each
         np.testing.assert_allclose(jnp.vdot(gradient, change), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_devices_that_share_recordings_find_the_same_gradients(stride):
+    """And in bfloat16 nearly the same, that of the kernel in float32."""
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((4, 5, 7, 3), (3, 3, 3, 2)))
+
+    def find(x, kernel):
+        return jax.grad(lambda *given: jnp.sum(jnp.tanh(convolve(*given, stride).astype(jnp.float32))), (0, 1))(
+            x, kernel
+        )
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, shared = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def find_part(x, kernel):
+        d_x, d_kernel = find(x, jax.lax.pcast(kernel, "data", to="varying"))
+        return d_x, jax.lax.psum(d_kernel, "data")
+
+    spread = jax.shard_map(find_part, mesh=mesh, in_specs=(rows, shared), out_specs=(rows, shared))
+    wanted, rough = jax.jit(find)(x, kernel), jax.jit(find)(x.astype(jnp.bfloat16), kernel)
+    for found, want in zip(jax.jit(spread)(x, kernel), wanted, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    assert rough[0].dtype == jnp.bfloat16 and rough[1].dtype == jnp.float32
+    for found, want in zip(rough, wanted, strict=True):
+        assert np.linalg.norm(found.astype(jnp.float32) - want) < 0.05 * np.linalg.norm(want)
 
 
 def test_pools_take_the_largest_of_what_there_is():
