@@ -64,6 +64,34 @@ def test_every_speaker_of_the_digits_is_a_test(script, tmp_path):
     assert test.target == list(script.DIGITS)
 
 
+def test_recordings_as_heard_elsewhere_are_others_of_the_same_and_always_these(script, tmp_path):
+    folder, rng = tmp_path / "fsdd" / "recordings", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name in ("3_anna_0", "7_bert_1", "7_carl_0"):
+        tone = np.sin(np.arange(4000) / 3) * np.hanning(4000) + 0.001 * rng.normal(size=4000)
+        soundfile.write(folder / f"{name}.wav", 0.5 * tone, 8000)
+    for out in (tmp_path / "a", tmp_path / "b"):
+        out.mkdir()
+        assert script.make_heard(tmp_path, out, ["anna", "bert"]) == {"heard": 2}
+    found = read_utterances(tmp_path / "a" / "heard.tsv")
+    assert found.target == ["three", "seven"]
+    for name in found.source:
+        heard, _ = soundfile.read(name)
+        again, _ = soundfile.read(name.replace("/a/", "/b/"))
+        np.testing.assert_array_equal(heard, again)
+        assert 0.1 < np.abs(heard).max() <= 1.0 and 2000 < len(heard) < 5200
+    with pytest.raises(SystemExit, match="has no speaker 'nobody'; it has anna, bert, carl"):
+        script.make_heard(tmp_path, tmp_path / "a", ["nobody"])
+
+
+def test_digits_of_a_synthesiser_are_all_of_them_in_turn(script, tmp_path):
+    pytest.importorskip("espeakng_loader")
+    assert script.make_spoken(tmp_path, 12) == {"spoken": 12}
+    found = read_utterances(tmp_path / "spoken.tsv")
+    assert found.target == [*script.DIGITS, "zero", "one"]
+    assert len({soundfile.read(name)[0].tobytes() for name in found.source}) == 12
+
+
 def test_another_folder_is_refused_in_one_line(script, tmp_path):
     with pytest.raises(SystemExit, match="holds no etc/an4_train"):
         script.make_an4(tmp_path, tmp_path)
