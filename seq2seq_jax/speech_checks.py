@@ -94,12 +94,6 @@ def check_speech(config: ConfigDict) -> None:
             f"config.decode.method must be 'beam' or another with config.model.name={name!r}, but is 'prefix_beam' "
             "instead: that is a search for CTC alone."
         )
-    beside = [key for key in ("ensemble", "language_model", "ngram") if config.decode[key].strip()]
-    if config.decode.method == "prefix_beam" and beside:
-        raise UserError(
-            f"config.decode.method must be 'beam' with config.decode.{beside[0]}, but is 'prefix_beam' instead, which "
-            "searches by CTC alone; or leave the other empty."
-        )
     metrics = ("wer", "loss") if hears else ("bleu", "loss")
     if config.train.patience_metric not in metrics:
         raise UserError(

@@ -105,7 +105,7 @@ def make_pairs(config: ConfigDict, text: ParallelText, vocab: Vocab, *, reductio
         tell_too_short(text, find_too_short(config, pairs.frames, pairs.target))
         return pairs
     quickest = max((1.0, *parse_speeds(keys.speeds)))
-    ids = find_too_short(config, np.maximum(pairs.frames // quickest, pairs.frames > 0), pairs.target)
+    ids = find_too_short(config, np.maximum(np.floor(pairs.frames / quickest), pairs.frames > 0), pairs.target)
     tell_set_aside(text, ids, why=TOO_SHORT)
     return dataclasses.replace(pairs, frames=np.where(np.isin(np.arange(len(pairs)), ids), 0, pairs.frames))
 

@@ -6,6 +6,7 @@ And the n-gram model of their pieces that goes with them, where one is asked for
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from seq2seq_jax.workdir import Folder
 
 AUTO = "auto"
 """The value of `decode.ngram` for the run's own model."""
+
+_BLANKS = re.compile(r"[ \t\r\n]")
 
 MAX_COUNTED = 10_000_000
 """N-grams, the same ones included, that are counted for a run's own model: some gigabytes at worst, and a minute."""
@@ -101,13 +104,16 @@ def obtain_ngram(config: ConfigDict, vocabs: Vocabs, path: Path, text: ParallelT
         path: of the ARPA file.
         text: the training corpus.
 
+    Returns:
+        `path`; None where no such model is asked for.
+
     Raises:
         UserError: the corpus is prepared, or too large for this.
     """
     keys, vocab = config.decode, vocabs.target
     if keys.ngram.strip() != AUTO:
         return None
-    cure = "name an ARPA file over the vocabulary's pieces (KenLM makes one), or leave the key empty"
+    cure = "name an ARPA file over the vocabulary's pieces (KenLM makes one), or do without: --config.decode.ngram="
     if isinstance(text, PreparedPairs) or text.target is None:
         raise UserError(f"config.decode.ngram={AUTO}: needs the training's text, but has a prepared corpus; {cure}.")
     note = f"seq2seq_jax: n-grams of vocabulary {vocab.digest} in text {text.digest}, to order {keys.ngram_order}\n"
@@ -118,7 +124,7 @@ def obtain_ngram(config: ConfigDict, vocabs: Vocabs, path: Path, text: ParallelT
     encoded = vocab.encode_many(text.target)
     if (counted := sum(map(len, encoded)) * keys.ngram_order) > MAX_COUNTED:
         rule = f"must not count more than {MAX_COUNTED:,} n-grams, but config.decode.ngram_order={keys.ngram_order}"
-        raise UserError(f"config.decode.ngram={AUTO}: {rule} makes {counted:,} of {text.name}; {cure}.")
+        raise UserError(f"config.decode.ngram={AUTO}: {rule} makes {counted:,} of {text.name}; lower it, {cure}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, note + estimate_arpa((spell_pieces(vocab, ids) for ids in encoded), keys.ngram_order))
     return path
@@ -128,7 +134,7 @@ def find_ngram(config: ConfigDict, vocabs: Vocabs, folder: Folder) -> Path:
     """The file that `decode.ngram` names: "auto" is the one in the run's folder, estimated now if it is not there.
 
     Raises:
-        UserError: it can only be estimated, and the training corpus is not there.
+        UserError: it can only be estimated, and the training corpus is not there, prepared, or too large.
     """
     name = config.decode.ngram.strip()
     if name != AUTO:
@@ -142,7 +148,7 @@ def find_ngram(config: ConfigDict, vocabs: Vocabs, folder: Folder) -> Path:
 
 def spell_pieces(vocab: Vocab, ids: Iterable[int]) -> list[str]:
     """Pieces as the words of an ARPA file, which have no blanks in them."""
-    return [piece.replace(" ", "\u2581") for piece in vocab.pieces(ids)]
+    return [_BLANKS.sub("\u2581", piece) for piece in vocab.pieces(ids)]
 
 
 def measure_coverage(config: ConfigDict, vocabs: Vocabs, splits: Splits) -> dict[str, dict[str, Coverage]]:

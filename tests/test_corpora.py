@@ -11,11 +11,12 @@ from seq2seq_jax.corpora import Corpus, describe_prepared, list_specs, list_tags
 from seq2seq_jax.data.pipeline import build_batch, tokenise
 from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab import EOS_ID, Vocabs
+from seq2seq_jax.data.vocab_training import train_vocab
 from seq2seq_jax.decode.arpa import read_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.tasks.engine import Engine
-from seq2seq_jax.vocabularies import find_ngram, measure_coverage, obtain_ngram, obtain_vocabs
+from seq2seq_jax.vocabularies import find_ngram, measure_coverage, obtain_ngram, obtain_vocabs, spell_pieces
 from seq2seq_jax.workdir import Folder
 
 TINY = (
@@ -93,6 +94,11 @@ def test_tags_stand_before_the_sources_that_ask_for_them(folder, tmp_path):
     assert splits.test.languages == ("en", "fr") and open_test(config).tags == ("2fr",)
     blank = tokenise(make_text(["", "talk"], ["", "x"], name="n"), vocabs, ("2de",))
     assert blank.source.lengths.tolist() == [1, 3]  # a blank source stays blank, and is left out as such
+
+
+def test_no_piece_has_a_blank_in_an_ngram_model():
+    vocab = train_vocab(["a b\tc"], kind="char", size=20, normalization="identity")
+    assert spell_pieces(vocab, vocab.encode("a b\tc")) == ["a", "\u2581", "b", "\u2581", "c"]
 
 
 def test_the_run_s_own_ngrams_are_of_its_training_and_made_once(folder, tmp_path, monkeypatch):

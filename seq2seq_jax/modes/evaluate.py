@@ -23,7 +23,7 @@ from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import BEST
 from seq2seq_jax.train.writers import write_json
-from seq2seq_jax.vocabularies import obtain_vocabs
+from seq2seq_jax.vocabularies import find_ngram, obtain_vocabs
 from seq2seq_jax.workdir import Folder, list_members
 
 OF_TRAINING = ("data.", "clean.", "train.", "sequence.")
@@ -50,6 +50,8 @@ def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = AL
     config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, Folder(root))
     test = open_test(config, prepared_folder(config, root))
+    hosts.check_same("test", {"test corpus with digest": test.digest})
+    hosts.primary_first("ngram", lambda: find_ngram(config, experiment.vocabs, Folder(root)))
     with StopSignal(hosts.look) as stop:
         models = join_models(experiment, chosen.state.averaged, Folder(root))
         scores = evaluate_test(experiment, chosen, test, Folder(place), stop, hosts, models)

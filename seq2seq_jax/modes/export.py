@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.config import default_config, flatten
 from seq2seq_jax.corpora import holds_out
+from seq2seq_jax.decode.arpa import read_arpa
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
@@ -59,6 +61,8 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
         raise UserError(f"--workdir={root}: is an exported model already; copy the folder.")
     with make_folder(output) as made:
         experiment, chosen = load_run(config, folder)
+        if config.decode.ngram.strip():
+            _ship_ngram(find_ngram(config, experiment.vocabs, folder), Folder(made).ngram)
         tensors = name_tensors(chosen.state.averaged)
         goal = Path(output or "")
         digests = {"model.safetensors": hash_tensors(tensors), "vocab": experiment.vocabs.digest}
@@ -87,14 +91,19 @@ def export(config: ConfigDict, root: Path, output: str | None, *, licence: str =
             metadata={"step": str(chosen.step), "seq2seq_jax": versions()["seq2seq_jax"], "licence": licence},
             card=write_card(facts),
         )
-        if config.decode.ngram:
-            shutil.copyfile(find_ngram(config, experiment.vocabs, folder), Folder(made).ngram)
     left = [f"config.decode.{key}" for key in COMPANIONS if config.decode[key]]
     if left:
         say(f"{' and '.join(left)} left out: the exported model translates alone, not with models of this machine")
     size = sum(path.stat().st_size for path in goal.expanduser().rglob("*") if path.is_file())
     say(f"exported step {chosen.step} to {output} ({size / 2**20:.1f} MiB); its card is {goal / 'README.md'}")
     return goal
+
+
+def _ship_ngram(path: Path, goal: Path) -> None:
+    """Puts an n-gram model, which must be one, beside the exported model, unpacked."""
+    read_arpa(path)
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as found, goal.open("wb") as made:
+        shutil.copyfileobj(found, made)
 
 
 def name_tensors(params: PyTree) -> dict[str, np.ndarray]:
@@ -110,7 +119,7 @@ def ship_config(config: ConfigDict) -> dict[str, Any]:
     """What of a config goes along with a model: no paths of this machine, nothing to train with."""
     kept = {name: config[name].to_dict() for name in SHIPPED}
     kept["vocab"]["file"] = ""
-    kept["decode"] |= {**dict.fromkeys(COMPANIONS, ""), "ngram": AUTO if config.decode.ngram else ""}
+    kept["decode"] |= {**dict.fromkeys(COMPANIONS, ""), "ngram": AUTO if config.decode.ngram.strip() else ""}
     data = config.data
     of_phrasebook = data.test == "phrasebook" or (data.test == "auto" and not holds_out(config, "test"))
     test = "phrasebook" if of_phrasebook else data.test if data.test.startswith("tfds:") else ""

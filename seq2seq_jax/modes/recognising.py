@@ -67,7 +67,7 @@ def make_recogniser(
     if not isinstance(training.model, Seq2Seq) and (method in ("greedy", "prefix_beam") or size == 1) and alone:
         engine = FrameEngine(training.frame_search(_choose_frame_search(method, size)), **limits, multiple=devices)
     else:
-        search = training.make_search(size, method=method)
+        search = training.make_search(size, method="beam" if method == "prefix_beam" else method)
         engine = experiment.engine(search, attention=attention, program=program)
     reduction = experiment.config.model.reduction
     clock = None

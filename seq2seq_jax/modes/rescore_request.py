@@ -124,6 +124,9 @@ def read_request(config: ConfigDict | None, root: Path, flags: dict[str, str | N
     if config is not None and (ngram := config.decode.ngram.strip()):
         run = _find_runs([root.absolute()])[0]  # of an ensemble the first, whose vocabulary is that of all
         file = Folder(run).ngram if ngram == AUTO else Path(ngram).expanduser().absolute()
+        if ngram == AUTO and not file.is_file():
+            cure = f"--mode=evaluate --config.decode.ngram={AUTO} makes it, or name an ARPA file"
+            raise UserError(f"config.decode.ngram={AUTO}: {file} is not there; {cure}.")
         request = dataclasses.replace(request, ngrams={file: run})
     request.check()
     return request

@@ -87,8 +87,9 @@ def evaluate_test(
 
 def describe_search(keys: ConfigDict) -> str:
     """What `config.decode` searches with, in words: "beam 5", or "beam 5 (preset fairseq, ensemble with b, c)"."""
-    if keys.method in ("beam", "prefix_beam"):
-        found = f"{keys.method.replace('_', ' ')} {keys.beam_size}"
+    if keys.method in ("beam", "prefix_beam"):  # frame by frame CTC searches alone, else token by token
+        alone = not (keys.ensemble or keys.language_model or keys.ngram)
+        found = f"{'prefix ' if keys.method == 'prefix_beam' and alone else ''}beam {keys.beam_size}"
     elif keys.method == "minimum_bayes_risk":
         found = f"{keys.method} of {keys.candidates} candidates from {keys.candidates_from}"
     else:

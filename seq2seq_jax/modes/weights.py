@@ -72,7 +72,8 @@ def name_models(
         if not names:
             raise UserError(
                 f"--weights={weights}: was not tuned with the model {path}, but with "
-                f'{", ".join(tuned.values())}; name these folders, or correct the paths under "models" in the file.'
+                f'{", ".join(tuned.values())}; name these folders, or correct the paths under "models" in the file '
+                "(--config.decode.ngram= leaves an n-gram model out)."
             )
         if names[0] in taken:
             raise UserError(

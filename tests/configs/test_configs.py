@@ -230,7 +230,6 @@ def test_ways_to_run_layers_that_a_model_does_not_have_are_refused(name, key, va
     [
         ("gnmt", "decode.ctc_weight", 0.3, r"must be 0 without config\.model\.ctc_head"),
         ("gnmt", "decode.method", "prefix_beam", "must be 'beam' or another"),
-        ("ctc", "decode.method", "prefix_beam", "must be 'beam' with config.decode.ngram"),
         ("gnmt", "train.patience_metric", "wer", "must be 'bleu' or 'loss'"),
         ("las", "train.patience_metric", "bleu", "must be 'wer' or 'loss'"),
         ("las", "audio.ctc_weight", 1.5, "must be at most 1"),

@@ -1,5 +1,6 @@
 """A model to give away: what is in the folder, that it translates alike, and that damage is seen."""
 
+import gzip
 import io
 import json
 import os
@@ -279,14 +280,19 @@ def test_the_models_beside_it_stay_here(tiny_run, tmp_path, capsys):
     config.parallel.data = 1
     others = {"ensemble": str(tmp_path / "other"), "language_model": str(tmp_path / "text")}
     pieces = Vocabs.load(tiny_run / "vocab").target.pieces(range(10, 16))
-    (tmp_path / "own.arpa").write_text(estimate_arpa([pieces], 2), encoding="utf-8")
-    config.decode.update(others | {"ngram": str(tmp_path / "own.arpa")})
+    own = estimate_arpa([pieces], 2)
+    with gzip.open(tmp_path / "own.arpa.gz", "wt", encoding="utf-8") as file:
+        file.write(own)
+    config.decode.update(others | {"ngram": str(tmp_path / "missing.arpa")})
+    with pytest.raises(UserError, match="missing.arpa: cannot be read"):
+        exports.export(config, tiny_run, str(tmp_path / "model"))
+    config.decode.ngram = str(tmp_path / "own.arpa.gz")
     exports.export(config, tiny_run, str(tmp_path / "model"))
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "ensemble" in line]
     assert "config.decode.ensemble and config.decode.language_model left out" in told
     decode = json.loads((tmp_path / "model" / "config.json").read_text())["decode"]
     assert decode == config.decode.to_dict() | {"ensemble": "", "language_model": "", "ngram": "auto"}
-    assert (tmp_path / "model" / "ngram.arpa").read_text() == (tmp_path / "own.arpa").read_text(), "it goes along"
+    assert (tmp_path / "model" / "ngram.arpa").read_text() == own, "it goes along, unpacked"
     card = (tmp_path / "model" / "README.md").read_text()
     assert str(tmp_path) not in card and "decode.ensemble" not in card
     assert config.decode.ensemble == others["ensemble"], "the run's own config is as it was"

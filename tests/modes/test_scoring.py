@@ -20,6 +20,9 @@ from seq2seq_jax.modes.scoring import describe_search
             {"ensemble": "/home/me/b,/home/me/c", "language_model": "/home/me/lm"},
             "beam 5 (ensemble with b, c, language model lm)",
         ),
+        ({"method": "prefix_beam"}, "prefix beam 5"),
+        ({"method": "prefix_beam", "ngram": "/home/me/own.arpa"}, "beam 5 (n-gram model own.arpa)"),
+        ({"ngram": "auto", "ctc_weight": 0.3}, "beam 5 (n-gram model of the training, CTC 0.3)"),
     ],
 )
 def test_a_search_is_told_in_words_without_folders(keys, words):
