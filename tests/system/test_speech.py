@@ -158,7 +158,7 @@ def test_joint_training_and_search_resume_as_if_unbroken(corpus, tmp_path):
         digests.append(json.loads((tmp_path / name / "results.json").read_text())["parameters_sha256"])
     assert digests[0] == digests[1]
     results = json.loads((tmp_path / "whole" / "results.json").read_text())["test"]
-    assert results["search"] == "beam 3 (CTC 0.6)"
+    assert results["search"] == "beam 3 (n-gram model of the training, CTC 0.6)"
 
 
 def test_a_damaged_file_is_left_out_and_counted_unless_strict(corpus, tmp_path, capsys):
