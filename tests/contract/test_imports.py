@@ -29,7 +29,7 @@ ABOVE = {
     "vocabularies": {"main", "command_line", "modes", "experiment"},
     "speech_experiment": {"main", "command_line", "modes", "experiment"},
 }
-FOR_EVERYONE = {"interfaces", "errors"}
+FOR_EVERYONE = {"interfaces", "errors", "failpoints"}
 # Which parts of the package a folder or file may import, besides itself and what is for everyone.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"loaded_model"},
@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parallel": set(),
     "interfaces": set(),
     "errors": set(),
+    "failpoints": {"errors"},
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}

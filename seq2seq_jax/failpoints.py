@@ -1,0 +1,110 @@
+"""Places where a run can be made to fail on purpose, so that every moment in which a kill may come can be tested.
+
+    SEQ2SEQ_JAX_FAILPOINT=commit:8:kill seq2seq-jax --config=configs/gnmt.py
+
+kills the run once the checkpoint of step 8 is committed and before it has its manifest. `NAME:STEP:ACTION`: a name of
+`PLACES`, a step (or `*`: whichever comes first there) and one of `ACTIONS` (`kill` where none is named). Unset, as it
+is for everyone else, `reach` returns at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from seq2seq_jax.errors import UserError
+
+VARIABLE = "SEQ2SEQ_JAX_FAILPOINT"
+
+PLACES = {
+    "start": "the folder is claimed, nothing is read yet",
+    "vocab": "a vocabulary is being made: trained, not yet written",
+    "config": "the config is about to be written",
+    "compile": "a step is about to be compiled",
+    "step": "a step was sent to the devices",
+    "log": "half of a line of metrics.jsonl is written",
+    "save": "a checkpoint is about to be saved",
+    "arrays": "the arrays of a checkpoint are being written",
+    "commit": "a checkpoint is committed and has no manifest yet",
+    "manifest": "the manifest is written under another name and not yet renamed",
+    "rotate": "an old checkpoint is renamed and not yet deleted",
+    "quarantine": "a damaged checkpoint is about to be moved",
+    "restore": "a checkpoint was read, nothing is trained yet",
+    "evaluate": "an evaluation on dev is half done",
+    "record": "the scores of an evaluation made late are about to be written",
+    "test": "the last evaluation is half done",
+    "results": "results.json is about to be written",
+    "close": "all is written, the run is about to end",
+}
+"""Where a failpoint can be, and what has happened there."""
+
+ACTIONS = {
+    "kill": "SIGKILL",
+    "term": "SIGTERM to itself, and go on",
+    "raise": "a RuntimeError, as a bug would",
+    "enospc": "the OSError of a full disk",
+    "sleep": "stand still for an hour, or until killed",
+}
+"""What can happen there."""
+
+
+class _Failpoint(NamedTuple):
+    name: str
+    step: int | None
+    action: str
+
+
+def check_environment() -> None:
+    """Reads the environment, once, at the start of a program.
+
+    Raises:
+        UserError: the variable does not name a place, a step and an action.
+    """
+    global _wanted
+    _wanted = _read(os.environ.get(VARIABLE, ""))
+
+
+def reach(name: str, step: int | None = None) -> None:
+    """Says that the program has come to a place; does what the environment asks for there.
+
+    Args:
+        name: one of `PLACES`.
+        step: the step that it is about, where there is one.
+    """
+    global _wanted
+    if _wanted is None or _wanted.name != name or _wanted.step not in (None, step):
+        return
+    action, _wanted = _wanted.action, None  # once
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif action == "enospc":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif action == "sleep":
+        time.sleep(3600)
+    else:
+        raise RuntimeError(f"failpoint {name}")
+
+
+def _read(text: str) -> _Failpoint | None:
+    if not text:
+        return None
+    name, step, action = (*text.split(":"), "", "")[:3]
+    action, known = action or "kill", f"one of {', '.join(PLACES)}"
+    rules = (
+        (text.count(":") <= 2, "NAME:STEP:ACTION", text),
+        (name in PLACES, known, name),
+        (step in ("", "*") or step.isdecimal(), "a step or *", step),
+        (action in ACTIONS, f"one of {', '.join(ACTIONS)}", action),
+    )
+    for holds, rule, value in rules:
+        if not holds:
+            raise UserError(f"{VARIABLE}={text}: must be {rule}, but is {value!r} instead; unset it to run as usual.")
+    return _Failpoint(name, int(step) if step.isdecimal() else None, action)
+
+
+_wanted: _Failpoint | None = None
