@@ -35,16 +35,14 @@ are drawn from a uniform range of the same variance as the paper's normal; bfloa
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "multi30k", "multi30k_cpu", "base")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(f"configs/bert.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all.")
+    check_preset(preset, PRESETS, "configs/bert.py")
     config = default_config("bert")
     config.data.pack = True
     config.train.update(learning_rate=0.002, warmup_steps=400, label_smoothing=0.0, patience_metric="loss")

@@ -35,16 +35,14 @@ its own afterwards: --init_from=RUN --config.sequence.objective=reinforce --conf
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "multi30k", "paper")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(f"configs/gnmt.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all.")
+    check_preset(preset, PRESETS, "configs/gnmt.py")
     config = default_config("gnmt")
     if preset == "multi30k":
         set_multi30k(config)

@@ -28,16 +28,14 @@ same variance as the paper's normal.
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "multi30k", "language_model", "gpt2")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(f"configs/gpt.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all.")
+    check_preset(preset, PRESETS, "configs/gpt.py")
     config = default_config("gpt")
     config.data.pack = True
     config.train.update(learning_rate=0.002, warmup_steps=400)

@@ -24,14 +24,12 @@ begins with a zero state.
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config; there are no presets."""
-    if preset:
-        raise UserError(f"configs/language_model.py has no preset {preset!r}: leave it out.")
+    check_preset(preset, ("",), "configs/language_model.py")
     config = default_config("language_model")
     config.train.update(patience_metric="loss", label_smoothing=0.0)
     config.evaluate.update(dev_sentences=1, samples=0)  # what it says by itself is no translation

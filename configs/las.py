@@ -33,16 +33,14 @@ dropout 0.1 instead; SentencePiece; bfloat16 in the products; 80 mels without de
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "an4", "paper", "librispeech")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(f"configs/las.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all.")
+    check_preset(preset, PRESETS, "configs/las.py")
     config = default_config("las")
     set_speech(config)
     if preset == "an4":

@@ -50,16 +50,14 @@ of a length may have fewer than 128 sentences, and is divided by those it has. B
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "small", "paper", "paper_eight")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(f"configs/lstm.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all.")
+    check_preset(preset, PRESETS, "configs/lstm.py")
     config = default_config("lstm")
     if preset == "small":
         set_small(config)

@@ -31,18 +31,14 @@ throughout (there: 1,600 sentences at a time were sorted by length).
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "small", "paper")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(
-            f"configs/rnnsearch.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all."
-        )
+    check_preset(preset, PRESETS, "configs/rnnsearch.py")
     config = default_config("rnnsearch")
     if preset == "small":
         set_small(config)

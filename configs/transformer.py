@@ -49,18 +49,14 @@ side; bfloat16 in the products and between the layers.
 
 from ml_collections import ConfigDict
 
-from seq2seq_jax.config import default_config
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.config import check_preset, default_config
 
 PRESETS = ("", "small", "multi30k", "multi30k_cpu", "base", "big", "deep_shallow")
 
 
 def get_config(preset: str = "") -> ConfigDict:
     """The config of a preset."""
-    if preset not in PRESETS:
-        raise UserError(
-            f"configs/transformer.py has no preset {preset!r}; it has {', '.join(PRESETS[1:])}, or none at all."
-        )
+    check_preset(preset, PRESETS, "configs/transformer.py")
     config = default_config("transformer")
     if preset == "":
         config.train.update(learning_rate=0.002, warmup_steps=400)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from seq2seq_jax.config import default_config, flatten, suggest_key
+from seq2seq_jax.config import default_config, explain_unknown, flatten
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.suggestions import find_nearest, suggest
 
 MODES = (
     "train", "evaluate", "translate", "transcribe", "describe", "plan",
-    "score", "vectors", "rescore", "average", "compare", "export", "backtranslate", "prepare",
+    "score", "vectors", "rescore", "average", "compare", "export", "backtranslate", "prepare", "doctor",
 )  # fmt: skip
 
 OWN = {
@@ -63,7 +66,7 @@ GOES_WITH = {
     "input": ("translate", "transcribe", "score", "vectors", "compare", "rescore"),
     "output": ("translate", "transcribe", "score", "vectors", "average", "compare", "export", "rescore"),
     "nbest": ("translate",),
-    "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare", "rescore"),
+    "json": ("evaluate", "describe", "plan", "average", "backtranslate", "compare", "prepare", "rescore", "doctor"),
     "topology": ("plan",),
     "members": ("train",),
     "init_from": ("train", "prepare", "backtranslate"),
@@ -85,8 +88,19 @@ GOES_WITH = {
     "fresh": ("train",),
     "coordinator": ("train", "evaluate"),
     "hosts": ("train", "evaluate", "prepare"),
+    "host": ("train", "evaluate", "prepare"),
+    "host_timeout": ("train", "evaluate"),
 }
 """Flags that only some modes read."""
+
+WHOLE = {  # flag → what it is at least and at most
+    "workers": (0, 1000), "members": (2, 1000), "last": (2, 10**6), "best": (2, 10**6), "nbest": (0, 10_000),
+    "hosts": (1, 10**6), "host": (0, 10**6),
+}  # fmt: skip
+"""Flags that are whole numbers."""
+
+MAY_BE_EMPTY = ("models", "channel", "licence")
+"""Flags whose empty text says something: none."""
 
 HELP = """seq2seq_jax: train, evaluate and use sequence-to-sequence models.
 
@@ -108,6 +122,7 @@ modes:
   average    one model from several checkpoints: --last, --best or --steps, --output=DIR
   export     the best checkpoint as a folder to give away: --output=DIR, --licence
   compare    two runs (--against), or files of translations (--input, --against, --reference): --output=report.html
+  doctor     versions, devices, memory, disk, the run in --workdir, and what is wrong with any of it; needs no config
   backtranslate  text in the target language (--config.data.monolingual=FILE) becomes training data
 
 flags:
@@ -125,14 +140,9 @@ def _define_flags(argv: list[str]) -> flags.FlagValues:
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
     for name in ("models", "channel", "weights", "metric"):
         flags.DEFINE_string(name, None, OWN[name], flag_values=values)
-    flags.DEFINE_integer("workers", 0, OWN["workers"], flag_values=values)
-    flags.DEFINE_integer("members", None, OWN["members"], flag_values=values)
-    for name in ("last", "best"):
-        flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
-    flags.DEFINE_integer("nbest", 0, OWN["nbest"], flag_values=values)
+    for name in WHOLE:
+        flags.DEFINE_integer(name, {"workers": 0, "nbest": 0}.get(name), OWN[name], flag_values=values)
     flags.DEFINE_string("coordinator", None, OWN["coordinator"], flag_values=values)
-    for name in ("hosts", "host"):
-        flags.DEFINE_integer(name, None, OWN[name], flag_values=values)
     flags.DEFINE_float("host_timeout", 60.0, OWN["host_timeout"], flag_values=values)
     for name in ("json", "fresh", "debug"):
         flags.DEFINE_boolean(name, False, OWN[name], flag_values=values)
@@ -145,28 +155,75 @@ def parse(argv: list[str]) -> flags.FlagValues:
     Raises:
         UserError: something on the command line is wrong.
     """
+    argv = [argv[0], *map(_write_out, argv[1:])]
+    for arg in argv[1:]:
+        if (name := arg.removeprefix("--").partition("=")[0]) in ("flagfile", "undefok") and arg.startswith("--"):
+            raise UserError(_explain_flag(name))  # absl has them, and would let others pass that are none
     argv = _put_config_first(argv)
     values = _define_flags(argv)
+    sys.modules.pop("config_config", None)  # of an earlier call: a file is executed over what is there of that name
     try:
         rest = values(argv)
+    except UserError:
+        raise
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_explain_unknown(error.flagname)) from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        raise UserError(_explain(str(error), argv)) from error
+        raise UserError(_explain_flag(error.flagname, argv)) from error
+    except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
+        raise UserError(_explain(error, argv)) from error
     if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --; did you mean --config={rest[1]}?")
+        raise UserError(f"{rest[1]!r} is no flag: every argument starts with --{_guess_flag(rest[1])}")
     if values.mode not in MODES:
-        near = difflib.get_close_matches(values.mode, MODES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise UserError(f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{hint}")
+        raise UserError(
+            f"--mode must be one of {', '.join(MODES)}, but is {values.mode!r} instead{suggest(values.mode, MODES)}"
+        )
     if not isinstance(values.config, ConfigDict) and not _needs_no_config(argv):
-        raise UserError("--config must name a file whose get_config() returns a ConfigDict.")
-    for name, modes in GOES_WITH.items():
-        if values[name].value and values.mode not in modes:
-            raise UserError(f"--{name} goes with --mode={' or '.join(modes)}, but the mode is {values.mode!r}.")
+        raise UserError(_explain(TypeError(), argv))
+    _check_flags(values)
     if values.init_from:
         values.config.train.init_from = values.init_from
     return values
+
+
+def _write_out(arg: str) -> str:
+    """A flag with two dashes, where absl would take it with one."""
+    name = arg.removeprefix("-").partition("=")[0]
+    single = arg.startswith("-") and not arg.startswith("--")
+    return f"-{arg}" if single and (name in OWN or name.startswith("config.")) else arg
+
+
+def _guess_flag(stray: str) -> str:
+    """The end of a message about an argument that is no flag: which it may have been meant to be."""
+    name = stray.partition("=")[0]
+    if "=" in stray and (name in OWN or name.startswith("config.")):
+        return f"; did you mean --{stray}?"
+    if stray in MODES:
+        return f"; did you mean --mode={stray}?"
+    return f"; did you mean --config={stray}?" if ".py" in stray else "."
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+    """Refuses flags of another mode, empty ones, and numbers out of range.
+
+    Raises:
+        UserError: names the flag, the rule and the value.
+    """
+    for name in OWN:
+        value = values[name].value
+        given = values[name].present and value is not False
+        modes = GOES_WITH.get(name, MODES)
+        if given and values.mode not in modes:
+            raise UserError(f"--{name} goes with --mode={' or '.join(modes)}, but the mode is {values.mode!r}.")
+        if given and value == "" and name not in MAY_BE_EMPTY:
+            raise UserError(f"--{name} must not be empty; leave it out, or give it a value.")
+        if name in WHOLE and value is not None:
+            least, most = WHOLE[name]
+            if not least <= value <= most:
+                rule = f"at least {least}" if value < least else f"at most {most:,}"
+                raise UserError(f"--{name} must be {rule}, but is {value} instead.")
+    if not 1 <= values.host_timeout <= 10**6:
+        raise UserError(
+            f"--host_timeout must be at least 1 second and at most 1,000,000, but is {values.host_timeout} instead."
+        )
 
 
 def _put_config_first(argv: list[str]) -> list[str]:
@@ -178,25 +235,26 @@ def _put_config_first(argv: list[str]) -> list[str]:
     config, workdir = _value_of(argv, "config"), _value_of(argv, "workdir")
     if config is not None:
         _check_config_file(config)
-    elif _needs_no_config(argv) and (workdir is None or _value_of(argv, "mode") == "compare"):
+    elif _needs_no_config(argv) and (workdir is None or _value_of(argv, "mode") in ("compare", "doctor")):
         return argv
     elif workdir is None:
         raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")
     else:
         saved = Path(workdir).expanduser() / "config.json"
-        if not saved.exists():
+        if not workdir or not saved.is_file():
             starts = _value_of(argv, "mode") in (None, "train", "prepare")
             cure = "give --config=configs/NAME.py to start one." if starts else "name the folder of a trained one."
-            raise UserError(f"{saved}: there is no run in this --workdir; {cure}")
+            raise UserError(f"--workdir={workdir}: there is no run in this folder (no config.json); {cure}")
         config = f"{Path(__file__).with_name('saved_config.py')}:{saved}"
     rest = [arg for n, arg in enumerate(argv) if not _gives_config(argv, n)]
     return [rest[0], f"--config={config}", *rest[1:]]
 
 
 def _needs_no_config(argv: Sequence[str]) -> bool:
-    """Whether files or other runs are all that is worked on."""
-    needed = {"compare": "input", "rescore": "models"}.get(_value_of(argv, "mode") or "")
-    return needed is not None and _value_of(argv, needed) is not None
+    """Whether files or other runs are all that is worked on, or the machine."""
+    mode = _value_of(argv, "mode") or ""
+    needed = {"compare": "input", "rescore": "models"}.get(mode)
+    return mode == "doctor" or needed is not None and _value_of(argv, needed) is not None
 
 
 def _gives_config(argv: Sequence[str], n: int) -> bool:
@@ -217,51 +275,101 @@ def _value_of(argv: Sequence[str], name: str) -> str | None:
 
 def _check_config_file(value: str) -> None:
     path = Path(value.partition(":")[0])
-    if path.is_file():
+    if value and path.is_file():
         return
     folder = path.parent if path.parent.is_dir() else Path("configs")
-    known = sorted(str(found) for found in folder.glob("*.py")) if folder.is_dir() else []
-    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]}?" if near else "give a Python file with a function get_config()."
-    raise UserError(f"--config={value}: {path} is no file; {hint}")
+    known = {found.name: str(found) for found in sorted(folder.glob("*.py"))} if folder.is_dir() else {}
+    near = known.get(find_nearest(path.name, known), "")
+    hint = f"did you mean {near}?" if near else "give a Python file with a function get_config()."
+    raise UserError(f"--config={value}: {'' if value in ('', '.') else path} is no file; {hint}")
 
 
-def _explain_unknown(name: str) -> str:
-    if name.startswith("config."):
-        key = name.removeprefix("config.")
-        if key in flatten(default_config()):
-            return f"--{name} needs a config: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR)."
-        near = suggest_key(key, default_config())
-        return f"--{name} is no key of this config" + (f"; did you mean --config.{near}?" if near else ".")
-    near_flags = difflib.get_close_matches(name, OWN, n=1)
-    return f"--{name} is no flag" + (f"; did you mean --{near_flags[0]}?" if near_flags else "; see --help.")
+def _explain_flag(name: str, argv: Sequence[str] = ()) -> str:
+    """What is to be said of a flag that there is not."""
+    if not name.startswith("config."):
+        keys = [f"config.{key}" for key in flatten(default_config())] if "." in name else []
+        near = find_nearest(name, OWN) or find_nearest(f"config.{name}", keys)
+        return f"--{name} is no flag; {f'did you mean --{near}?' if near else 'see --help.'}"
+    key, model = name.removeprefix("config."), "gnmt"
+    if any(_gives_config(argv, n) for n in range(1, len(argv))):
+        try:
+            section = _read_config(argv).get("model", {})
+        except (Exception, SystemExit) as error:  # there is no key of a config that cannot be read
+            return _explain_file(error, argv)
+        model = str(section.get("name", model)) if isinstance(section, ConfigDict) else model
+    elif key in flatten(default_config()):
+        return f"--{name} needs a config: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR)."
+    return f"--{name} {explain_unknown(key, model)}"
 
 
-def _explain(problem: str, argv: Sequence[str]) -> str:
-    """Turns the words of absl and ml_collections into the command line's own."""
-    given = [arg.removeprefix("--").partition("=") for arg in argv[1:] if arg.startswith("--config.")]
-    defaults = flatten(default_config()) | flatten(default_config("lstm"))
+def _read_config(argv: Sequence[str]) -> ConfigDict:
+    """The config by itself, without what the command line changes of it; whatever its file raises comes through."""
+    alone = [argv[0], *(arg for arg in argv[1:] if arg.startswith("--config="))]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=alone)
+    values(alone)
+    if isinstance(values.config, ConfigDict):
+        return values.config
+    with contextlib.suppress(AttributeError):
+        values.config.to_dict()  # ml_collections keeps back an OSError, which comes at any use
+    raise UserError(f"--config={_value_of(argv, 'config')}: its get_config() must return a ConfigDict.")
+
+
+def _explain(error: BaseException, argv: Sequence[str]) -> str:
+    """Turns the words of absl and ml_collections, or of the config's file, into the command line's own."""
+    try:
+        config = _read_config(argv)
+    except (Exception, SystemExit) as own:
+        return _explain_file(own, argv)
+    defaults = flatten(config)
+    given = [arg.removeprefix("--").partition("=") for arg in argv[1:] if arg.startswith(("--config.", "--noconfig."))]
     for name, _, _ in given:  # unknown keys first: the problem may only name a part of one
-        if name.removeprefix("config.") not in defaults:
-            return _explain_unknown(name)
+        if name.removeprefix("no").removeprefix("config.") not in defaults:
+            return _explain_flag(name.removeprefix("no"), argv)
     for name, _, value in given:
-        default = defaults[name.removeprefix("config.")]
+        default = defaults[name.removeprefix("no").removeprefix("config.")]
         if not _fits(value, default):
             return f"--{name} must be of type {type(default).__name__} (like {default!r}), but is {value!r} instead."
-    return f"the command line: {problem}"
+    for name in [name for name in OWN if name != "config"]:
+        text = _value_of(argv, name)
+        if text is None:
+            continue
+        if name in WHOLE and not _fits(text, 0):
+            return f"--{name} must be a whole number, but is {text!r} instead."
+        if name == "host_timeout" and not _fits(text, 0.0):
+            return f"--{name} must be a number of seconds, but is {text!r} instead."
+        if name in ("json", "fresh", "debug") and f"--{name}={text}" in argv and not _fits(text, False):
+            return f"--{name} stands alone, or must be true or false, but is {text!r} instead."
+    return f"the command line: {error}"
+
+
+def _explain_file(error: BaseException, argv: Sequence[str]) -> str:
+    """What is wrong with a config's file, and where in it."""
+    while "whilst parsing config file" in str(error) and error.__context__ is not None:
+        error = error.__context__  # ml_collections and absl raise it anew, with a traceback for its words
+    if isinstance(error, UserError):
+        return str(error)
+    value = _value_of(argv, "config") or ""
+    path = value.partition(":")[0]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == Path(path)]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    where = f"{path}:{lines[-1]}" if lines and lines[-1] else path
+    told = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"--config={value}: must be a Python file with a function get_config(), but fails at {where} ({told})."
 
 
 def _fits(value: str, default: Any) -> bool:
     """Whether the text of a flag can be read as what the default is; of lists and the like anything may be."""
     if isinstance(default, bool):
-        return value.lower() in ("", "true", "false", "t", "f", "0", "1", "yes", "no")
+        return value.lower() in ("true", "false", "t", "f", "0", "1", "yes", "no", "y", "n")
     if not isinstance(default, int | float):
         return True
-    try:
-        type(default)(value)
-    except ValueError:
-        return False
-    return True
+    for read in (type(default), lambda text: int(text, 0)):  # absl takes 0x10, too
+        with contextlib.suppress(ValueError):
+            read(value)
+            return True
+    return False
 
 
 def find_root(given: flags.FlagValues, argv: Sequence[str]) -> Path:

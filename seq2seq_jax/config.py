@@ -6,22 +6,23 @@ A file in `configs/` starts from `default_config()` and sets only what differs. 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from seq2seq_jax.data.spec import change_names
+from seq2seq_jax.data.whole_file import read_whole
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.keys import AT_LEAST, CHOICES, DEFAULTS, RESUMABLE, SHARES
+from seq2seq_jax.keys import DEFAULTS, RESUMABLE
 from seq2seq_jax.model_keys import MODEL_KEYS
 from seq2seq_jax.search_checks import check_search
 from seq2seq_jax.speech_checks import check_speech, reads_speech, refuse_audio, require_only
+from seq2seq_jax.suggestions import find_nearest, suggest
+from seq2seq_jax.value_checks import check_value
 
 
 def default_config(model: str = "gnmt") -> ConfigDict:
@@ -33,6 +34,23 @@ def default_config(model: str = "gnmt") -> ConfigDict:
     return ConfigDict({**DEFAULTS, "model": MODEL_KEYS[model]})
 
 
+def check_preset(preset: str, known: Sequence[str], file: str) -> None:
+    """Refuses a preset that a config's file does not have.
+
+    Args:
+        preset: as it was asked for.
+        known: what the file has, "" included.
+        file: its name.
+
+    Raises:
+        UserError: names the preset that was meant, or all of them.
+    """
+    if preset not in known:
+        named = ", ".join(filter(None, known))
+        has = f"it has {named}, or none at all" if named else "it has none; leave it out"
+        raise UserError(f"{file} has no preset {preset!r}; {has}{suggest(preset, known, form='{!r}')}")
+
+
 def load_config(path: Path) -> ConfigDict:
     """Reads a run's saved config; keys that came after it was saved have their defaults, which change nothing.
 
@@ -40,12 +58,18 @@ def load_config(path: Path) -> ConfigDict:
         UserError: there is none, or it is not a config.
     """
     try:
-        saved = _name_presets(json.loads(path.read_text(encoding="utf-8")))
+        saved = _name_presets(json.loads(read_whole(path)))
         sections = default_config(saved["model"]["name"]).to_dict() if saved["model"]["name"] in MODEL_KEYS else {}
-        return ConfigDict({**sections, **{name: {**sections.get(name, {}), **keys} for name, keys in saved.items()}})
+        given = {**sections, **{name: {**sections.get(name, {}), **keys} for name, keys in saved.items()}}
+        for key, like in flatten(sections).items():
+            section, _, name = key.rpartition(".")
+            value = given[section][name]
+            if type(value) is not type(like) and not (isinstance(like, float) and type(value) is int):
+                raise ValueError(f"{key} must be of type {type(like).__name__}, but is {value!r}")
+        return ConfigDict(given)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no run here yet; give --config=configs/NAME.py to start one.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a saved config ({error}); restore it, or start in another --workdir.") from error
 
 
@@ -147,12 +171,25 @@ def vocab_sizes(config: ConfigDict) -> tuple[int, int]:
     return keys.size, keys.target_size or keys.size
 
 
-def suggest_key(key: str, config: ConfigDict) -> str:
-    """The known key that is most like a wrong one, as `section.key`, or ""."""
-    known = list(flatten(config))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    tail = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return (tail or close or [""])[0]
+def explain_unknown(key: str, model: str) -> str:
+    """What is to be said of a key that a config does not have, behind its name: what may have been meant.
+
+    Args:
+        key: `section.key`, as it was written.
+        model: the config's `model.name`.
+    """
+    defaults = default_config(model if model in MODEL_KEYS else "gnmt")
+    known, (section, _, last) = list(flatten(defaults)), key.partition(".")
+    others = [name for name, keys in MODEL_KEYS.items() if section == "model" and last in keys]
+    if others:
+        return f"is no key of the model {model!r}, only of {', '.join(others)}; leave it out."
+    if key in defaults:
+        first = next(iter(defaults[key]))
+        return f"is a section, whose keys have values of their own; name one, such as config.{key}.{first}."
+    # The right name in a wrong section, or in none, is what was meant, however far that is by its letters.
+    tails = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = find_nearest(key, tails or known) or next(iter(tails), "")
+    return f"is no key of a config; did you mean config.{near}?" if near else "is no key of a config."
 
 
 def check_config(config: ConfigDict) -> None:
@@ -161,18 +198,19 @@ def check_config(config: ConfigDict) -> None:
     Raises:
         UserError: names the key, the rule, the value and the cure.
     """
-    name = config.get("model", {}).get("name")
-    if name not in MODEL_KEYS:
-        raise UserError(f"config.model.name must be one of {', '.join(MODEL_KEYS)}, but is {name!r} instead.")
+    section = config.get("model")
+    name = section.get("name") if isinstance(section, ConfigDict | Mapping) else None
+    if not isinstance(name, str) or name not in MODEL_KEYS:
+        hint = suggest(str(name), MODEL_KEYS, form="{!r}")
+        raise UserError(f"config.model.name must be one of {', '.join(MODEL_KEYS)}, but is {name!r} instead{hint}")
     known, given = flatten(default_config(name)), flatten(config)
     for key in given:
         if key not in known:
-            near = suggest_key(key, default_config(name))
-            raise UserError(f"config.{key} is no key of a config" + (f"; did you mean config.{near}?" if near else "."))
+            raise UserError(f"config.{key} {explain_unknown(key, name)}")
     for key, default in known.items():
         if key not in given:
             raise UserError(f"config.{key} is missing; its default is {default!r}.")
-        _check_value(key, given[key], default)
+        check_value(key, given[key], default)
     if config.model.get("share_embeddings") == "all" and not config.vocab.joint:
         raise UserError(
             "config.model.share_embeddings must be 'target' or 'none' with config.vocab.joint=False, but is 'all' "
@@ -307,31 +345,6 @@ def _check_masked(config: ConfigDict) -> None:
             f"config.masked.random must be at most 1 - config.masked.mask={keys.mask}, but is {keys.random} instead: "
             "both are shares of the same tokens."
         )
-
-
-def _check_value(key: str, value: Any, default: Any) -> None:
-    numbers = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-    if type(value) is not type(default) and not numbers:
-        kind = type(default).__name__
-        raise UserError(f"config.{key} must be of type {kind} (like {default!r}), but is {value!r} instead.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"config.{key} must be a finite number, but is {value} instead.")
-    if key in CHOICES and value not in CHOICES[key]:
-        near = difflib.get_close_matches(value, CHOICES[key], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise UserError(f"config.{key} must be one of {', '.join(CHOICES[key])}, but is {value!r} instead{hint}")
-    if key in AT_LEAST and not value >= AT_LEAST[key]:
-        raise UserError(f"config.{key} must be at least {AT_LEAST[key]}, but is {value} instead.")
-    if key in ("train.seed", "decode.seed") and value >= 2**31:
-        raise UserError(f"config.{key} must be less than 2**31, but is {value} instead.")
-    if key == "vocab.character_coverage" and not 0.9 <= value <= 1:
-        raise UserError(f"config.{key} must be between 0.9 and 1, but is {value} instead.")
-    if key in SHARES and not 0 <= value < 1:
-        raise UserError(f"config.{key} must be at least 0 and less than 1, but is {value} instead.")
-    if key == "decode.top_p" and not 0 < value <= 1:
-        raise UserError(f"config.{key} must be more than 0 and at most 1, but is {value} instead.")
-    if key == "train.learning_rate" and not 0 < value < float("inf"):
-        raise UserError(f"config.{key} must be more than 0, but is {value} instead.")
 
 
 def is_free(key: str, free: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -319,7 +320,13 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> tupl
             fields["frontend"] = make_frontend(config)
         return module, make(source_vocab=source_vocab, target_vocab=target_vocab, **fields)
     except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
+        raise UserError(_name_keys(str(error), "model")) from error
+
+
+def _name_keys(problem: str, section: str) -> str:
+    """A problem with the fields of a section, which are called as its keys are, or with keys of another one."""
+    problem = re.sub(r"`(\w+)`", rf"config.{section}.\1", problem)
+    return re.sub(r"`(\w+\.\w+)`", r"config.\1", problem).replace("`parallel`", "config.parallel")
 
 
 def make_training(
@@ -367,7 +374,7 @@ def make_training(
             shapes = nn.meta.unbox(jax.eval_shape(functools.partial(make_parameters, model), jax.random.key(0)))
             optimizer = freeze(optimizer, find_frozen(keys.freeze, shapes))
     except ValueError as error:
-        raise UserError(f"config: {error}") from error
+        raise UserError(_name_keys(str(error), "train")) from error
     if keys.optimizer == "adam_then_sgd":  # the schedule is that of the second part: tell the rate of the first, too
         return Training(
             config,

@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from seq2seq_jax.errors import UserError
@@ -21,9 +22,10 @@ VARIABLE = "SEQ2SEQ_JAX_FAILPOINT"
 
 PLACES = {
     "start": "the folder is claimed, nothing is read yet",
-    "vocab": "a vocabulary is being made: trained, not yet written",
+    "vocab": "the vocabularies are trained and not yet written",
     "config": "the config is about to be written",
-    "compile": "a step is about to be compiled",
+    "compile": "a step, or the loss on dev, is about to be compiled",
+    "batch": "a batch is about to be built, ahead of the step that takes it; counted from 0",
     "step": "a step was sent to the devices",
     "log": "half of a line of metrics.jsonl is written",
     "save": "a checkpoint is about to be saved",
@@ -33,9 +35,9 @@ PLACES = {
     "rotate": "an old checkpoint is renamed and not yet deleted",
     "quarantine": "a damaged checkpoint is about to be moved",
     "restore": "a checkpoint was read, nothing is trained yet",
-    "evaluate": "an evaluation on dev is half done",
+    "evaluate": "an evaluation on dev is half done: the loss is known, nothing was searched",
     "record": "the scores of an evaluation made late are about to be written",
-    "test": "the last evaluation is half done",
+    "test": "the last evaluation is half done: some of its files are written",
     "results": "results.json is about to be written",
     "close": "all is written, the run is about to end",
 }
@@ -44,8 +46,10 @@ PLACES = {
 ACTIONS = {
     "kill": "SIGKILL",
     "term": "SIGTERM to itself, and go on",
+    "interrupt": "SIGINT to itself, as Ctrl-C sends it, and go on",
     "raise": "a RuntimeError, as a bug would",
     "enospc": "the OSError of a full disk",
+    "pause": "stand still for four seconds",
     "sleep": "stand still for an hour, or until killed",
 }
 """What can happen there."""
@@ -67,25 +71,27 @@ def check_environment() -> None:
     _wanted = _read(os.environ.get(VARIABLE, ""))
 
 
-def reach(name: str, step: int | None = None) -> None:
+def reach(name: str, step: int | None = None, *, first: Callable[[], object] = lambda: None) -> None:
     """Says that the program has come to a place; does what the environment asks for there.
 
     Args:
         name: one of `PLACES`.
         step: the step that it is about, where there is one.
+        first: what is done before that, and only then.
     """
     global _wanted
     if _wanted is None or _wanted.name != name or _wanted.step not in (None, step):
         return
     action, _wanted = _wanted.action, None  # once
+    first()
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
+    elif action in ("term", "interrupt"):
+        os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGINT)
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    elif action == "sleep":
-        time.sleep(3600)
+    elif action in ("pause", "sleep"):
+        time.sleep(4 if action == "pause" else 3600)
     else:
         raise RuntimeError(f"failpoint {name}")
 

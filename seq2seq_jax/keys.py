@@ -16,6 +16,7 @@ RESUMABLE = (
     "train.save_every",
     "train.evaluate_every",
     "train.log_every",
+    "train.keep_hours",
     "train.patience",
     "train.profile_steps",
     "train.tensorboard",
@@ -127,6 +128,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "save_every": 500,  # steps between checkpoints
         "evaluate_every": 500,  # steps between evaluations on dev, each with a checkpoint
         "keep_last": 2,  # newest checkpoints kept besides the best one; at least 2, so that one may rot
+        "keep_hours": 24.0,  # the first checkpoint of every so many hours of training is kept, too; 0 is off
         "max_skipped": 10,  # non-finite steps in a row before the run stops with exit code 3
     },
     "sequence": {  # sequence-level training, from a trained start (--init_from)
@@ -295,7 +297,7 @@ AT_LEAST: dict[str, float] = {
     "model.embedding_features": 1, "model.readout_features": 1, "model.attention_init_scale": 0,
     "model.attention_features": 1, "model.heads": 1, "model.feed_forward": 1, "model.max_positions": 1,
     "model.linformer": 0, "train.steps": 1, "train.seed": 0, "train.warmup_steps": 0, "train.clip_norm": 0,
-    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2,
+    "train.log_every": 1, "train.save_every": 1, "train.evaluate_every": 1, "train.keep_last": 2, "train.keep_hours": 0,
     "train.max_skipped": 1, "train.weight_decay": 0, "decode.beam_size": 1, "decode.length_factor": 0,
     "decode.min_length_factor": 0, "decode.min_length_extra": 0, "decode.groups": 1, "decode.diversity": 0,
     "decode.temperature": 0, "decode.top_k": 0, "decode.seed": 0, "decode.candidates": 2,
@@ -315,6 +317,34 @@ AT_LEAST: dict[str, float] = {
     "masked.share": 0, "masked.mask": 0, "masked.random": 0,
     "evaluate.dev_beam_size": 1, "evaluate.dev_sentences": 0, "evaluate.samples": 0,
     "data.sentences_per_batch": 0, "vocab.target_size": 0, "train.epochs": 0, "train.halve_after_epochs": 0,
+    "train.halve_every_epochs": 0, "train.adam_steps": 0, "train.adam_learning_rate": 0, "train.decay_steps": 0,
+    "train.decay_start": 0, "train.decay_every": 0, "train.decay_times": 0, "train.eps": 0,
+}  # fmt: skip
+MOST_WHOLE = 2**31 - 1
+"""What every whole number is at most: steps, sizes and seeds are counted in 32 bits."""
+MOST = 1e9
+"""What the size of every other number is at most, where `AT_MOST` has none for it."""
+AT_MOST: dict[str, float] = {  # far above all use: what is larger is a slip, and would only be noticed by the memory
+    "data.max_shapes": 1000, "data.prefetch": 10_000, "data.rows_multiple": 2**20, "data.sentences_per_batch": 2**24,
+    "data.tokens_per_batch": 2**30, "data.max_source_len": 2**20, "data.max_target_len": 2**20,
+    "data.phrasebook_pairs": 10**8, "data.held_out_pairs": 10**7, "data.temperature": 1000, "data.shard_pairs": 10**9,
+    "vocab.size": 2**24, "vocab.target_size": 2**24, "train.learning_rate": 3e38, "train.accumulate": 10**6,
+    "train.eps": 1, "train.own_tokens_passes": 10_000, "train.keep_last": 10**6, "sequence.candidates": 1000,
+    "masked.mask": 1, "masked.random": 1, "masked.share": 1, "audio.rate": 768_000, "audio.hop": 2**20,
+    "audio.window": 2**20, "audio.fft": 2**20, "audio.mels": 4096, "audio.freq_masks": 1000, "audio.time_masks": 1000,
+    "audio.spoken_hours": 10_000, "audio.low": 384_000, "audio.high": 384_000, "audio.cache_mib": 2**30,
+    "decode.beam_size": 10_000, "decode.groups": 10_000, "decode.candidates": 10_000, "decode.rows": 2**20,
+    "decode.length_factor": 1000, "decode.min_length_factor": 1000, "decode.length_extra": 2**20,
+    "decode.min_length_extra": 2**20, "decode.max_source_len": 2**20, "decode.ngram_order": 20,
+    "decode.no_repeat_ngram": 2**20, "decode.temperature": 1000, "evaluate.dev_beam_size": 10_000,
+    "evaluate.samples": 10_000, "model.features": 2**17, "model.encoder_layers": 1000, "model.decoder_layers": 1000,
+    "model.layers": 1000, "model.init_scale": 1000, "model.embedding_features": 2**17, "model.cells": 2**17,
+    "model.readout_features": 2**17, "model.attention_init_scale": 1000, "model.attention_features": 2**17,
+    "model.heads": 2**12, "model.feed_forward": 2**20, "model.max_positions": 2**20, "model.linformer": 2**20,
+    "model.reduction": 64, "model.listener_layers": 1000, "model.listener_features": 2**17, "model.kernel": 10_001,
+    "model.channels": 2**14, "model.speller_layers": 1000, "model.location_filters": 2**14,
+    "model.location_width": 10_001, "parallel.data": 2**20, "parallel.fsdp": 2**20, "parallel.stage": 2**20,
+    "parallel.tensor": 2**20, "parallel.chunks": 10_000, "parallel.unroll": 10_000,
 }  # fmt: skip
 SHARES = (
     "train.decay_floor", "train.label_smoothing", "train.b1", "train.b2", "train.rho", "train.ema_decay",

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.config import default_config, load_config, require_search
+from seq2seq_jax.config import check_config, default_config, load_config, require_search
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.provenance import count_parameters
-from seq2seq_jax.serve.model_folder import CARD
+from seq2seq_jax.serve.model_folder import read_card
 from seq2seq_jax.speech_checks import require_mode
 from seq2seq_jax.tasks.constraints import read_wish
 from seq2seq_jax.tasks.engine import Engine
@@ -24,7 +24,7 @@ from seq2seq_jax.tasks.methods import check_count
 from seq2seq_jax.tasks.translation import Candidate, Translation
 from seq2seq_jax.tasks.vectors import SentenceEncoder
 from seq2seq_jax.train.checkpoints import Restored
-from seq2seq_jax.workdir import Folder, list_members
+from seq2seq_jax.workdir import Folder, list_members, refuse_foreign
 
 
 class LoadedModel:
@@ -45,7 +45,7 @@ class LoadedModel:
     def __init__(self, path: Path, experiment: Experiment, restored: Restored):
         self.path = path
         self.config: dict[str, Any] = experiment.config.to_dict()
-        self.card = (path / CARD).read_text(encoding="utf-8") if (path / CARD).is_file() else ""
+        self.card = read_card(path)
         self.step = restored.step
         self._experiment = experiment
         self._own_params = restored.state.averaged
@@ -258,9 +258,14 @@ def load_model(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         raise UserError("paths must name at least one folder of a model, but there is none.")
     folders = [Path(each).expanduser().absolute() for each in paths]
     root, *others = [one for each in folders for one in (list_members(each) or [each])]
+    refuse_foreign(root, "seq2seq_jax.load")
     if not (root / "config.json").is_file():
         raise UserError(f"{root}: there is no model here: name a folder made by --mode=export, or a run's folder.")
     config = load_config(root / "config.json")
+    try:
+        check_config(config)
+    except UserError as error:
+        raise UserError(f"{root / 'config.json'}: {error}") from error
     require_search(config, str(root))
     config.parallel = default_config().parallel
     config.parallel.data = 1

@@ -26,7 +26,11 @@ from ml_collections import ConfigDict
 from seq2seq_jax.command_line import HELP, OWN, find_root, parse
 from seq2seq_jax.config import check_config, flatten, require_search
 from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
+from seq2seq_jax.failpoints import check_environment
 from seq2seq_jax.speech_checks import require_mode
+
+MOST_TOLD = 2000
+"""Characters of an error's line: it may quote a file."""
 
 
 def run() -> None:
@@ -59,7 +63,11 @@ def _tell(problem: str, code: int, argv: Sequence[str]) -> int:
     """One line about what is wrong; with --debug where it was found, too."""
     if any(arg in ("--debug", "--debug=true", "--debug=1") for arg in argv):
         traceback.print_exc()
-    print(f"seq2seq_jax: error: {' '.join(problem.split())}", file=sys.stderr)
+    words = " ".join(problem.split())
+    words = words if len(words) <= MOST_TOLD else f"{words[: MOST_TOLD // 2]} ... {words[-MOST_TOLD // 2 :]}"
+    # What a file holds may stand in it: nothing that moves a terminal's cursor gets there.
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+    print(f"seq2seq_jax: error: {shown}", file=sys.stderr)
     return code
 
 
@@ -67,6 +75,7 @@ def _run(argv: list[str]) -> int:
     if any(arg in ("--help", "-h", "-help", "--helpfull", "--helpshort") for arg in argv[1:]):
         print(HELP + "\n".join(f"  --{name:12s} {text}" for name, text in OWN.items()))
         return 0
+    check_environment()
     given = parse(argv)
     root = find_root(given, argv)
     if given.config is not None:  # compare and rescore need none
@@ -86,9 +95,10 @@ def _refuse_ensembles(given: flags.FlagValues, root: Path) -> None:
         named["workdir"] = root
     if not named:
         return
-    from seq2seq_jax.workdir import list_members
+    from seq2seq_jax.workdir import list_members, refuse_foreign
 
     for name, path in named.items():
+        refuse_foreign(path, f"--{name}")
         if members := list_members(path):
             raise UserError(
                 f"--{name}={path}: must be one run with --mode={given.mode}, but is an ensemble of {len(members)} "
@@ -106,6 +116,7 @@ def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> in
         # Only now: nothing may ask for devices before the hosts have found each other.
         from seq2seq_jax.modes.evaluate import evaluate
         from seq2seq_jax.modes.members import join_members, train_members
+        from seq2seq_jax.modes.start_checks import check_start
         from seq2seq_jax.modes.train import train
         from seq2seq_jax.provenance import versions
         from seq2seq_jax.workdir import Folder, claim, list_members
@@ -118,6 +129,7 @@ def _run_on_hosts(given: flags.FlagValues, config: ConfigDict, root: Path) -> in
             place = Folder(root).evaluation
             results = evaluate(*join_members(config, root), hosts, place=place)
         else:
+            check_start(config, root)  # before the folder is made
             with claim(root, fresh=given.fresh, hosts=hosts):
                 single = given.members is None and not members
                 results = train(config, root, hosts) if single else train_members(config, root, members, hosts)
@@ -130,13 +142,15 @@ def _set_up_jax() -> None:
     import jax
     from absl import logging
 
+    from seq2seq_jax.compilations import heal_cache
+    from seq2seq_jax.workdir import find_compiled
+
     logging.set_verbosity(logging.ERROR)  # Orbax warns of its own defaults at every start
     getLogger("seq2seq_jax").setLevel("WARNING")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "seq2seq_jax" / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(find_compiled()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    heal_cache()
 
 
 def _describe(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
@@ -167,7 +181,9 @@ def _plan(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
 
 def _prepare(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     from seq2seq_jax.modes.prepare import prepare
+    from seq2seq_jax.modes.start_checks import check_start
 
+    check_start(config, root, trains=False)
     where = {"host": given.host or 0, "hosts": given.hosts or 1}
     report = prepare(config, root, workers=given.workers, **where)
     if given.json:
@@ -217,7 +233,7 @@ def _translate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
 
     config, root = join_members(config, root)
     lines, total = read_input(given.input), count_lines(given.input)
-    with contextlib.closing(lines), open_output(given.output) as output:
+    with contextlib.closing(lines), open_output(given.output, apart_from=(given.input, given.constraints)) as output:
         translate(config, root, lines, output, nbest=given.nbest, total=total, constraints=given.constraints)
     return 0
 
@@ -237,8 +253,10 @@ def _transcribe(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
 def _backtranslate(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     _set_up_jax()
     from seq2seq_jax.modes.backtranslate import backtranslate
+    from seq2seq_jax.modes.start_checks import check_start
     from seq2seq_jax.workdir import claim
 
+    check_start(config, root)
     with claim(root, fresh=False):
         results = backtranslate(config, root, reverse=given.reverse)
     return _report(results, root, as_json=given.json)
@@ -271,7 +289,8 @@ def _compare(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> 
         raise UserError("--input and --workdir exclude each other: compare either files or runs.")
     if not given.input and (given.reference or given.source):
         raise UserError("--reference and --source go with --input; runs have their own test sets.")
-    with open_output(given.output) if given.output else contextlib.nullcontext() as page:
+    read = (given.input, given.against, given.reference, given.source)
+    with open_output(given.output, apart_from=read) if given.output else contextlib.nullcontext() as page:
         if given.input:
             found = compare_files(given.input, given.against, given.reference, given.source)
         else:
@@ -287,7 +306,7 @@ def _score(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     from seq2seq_jax.modes.lines import open_output
     from seq2seq_jax.modes.score import score
 
-    with open_output(given.output) as output:
+    with open_output(given.output, apart_from=(given.input,)) as output:
         score(config, root, output, pairs=given.input)
     return 0
 
@@ -316,6 +335,18 @@ def _rescore(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> 
     return 0
 
 
+def _doctor(given: flags.FlagValues, config: ConfigDict | None, root: Path) -> int:
+    """What this machine and the run in --workdir are like; exit code 2 where something is wrong with either."""
+    from seq2seq_jax.modes.doctor import examine, render
+
+    report = examine(root if given.workdir else None)
+    print(json.dumps(report) if given.json else render(report), flush=True)
+    if problems := report["problems"]:
+        first = f"{problems[0]['what']}; {problems[0]['cure']}"
+        raise UserError(f"--mode=doctor found {len(problems)} that is wrong, first: {first}.")
+    return 0
+
+
 RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "train": _run_on_hosts,
     "evaluate": _run_on_hosts,
@@ -331,6 +362,7 @@ RUNNERS: dict[str, Callable[[flags.FlagValues, ConfigDict, Path], int]] = {
     "average": _average,
     "export": _export,
     "compare": _compare,
+    "doctor": _doctor,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 
@@ -40,4 +41,10 @@ def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
     from seq2seq_jax import __version__
 
-    return {"seq2seq_jax": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"seq2seq_jax": __version__} | {name: _read_version(name) for name in PACKAGES}
+
+
+@functools.cache
+def _read_version(name: str) -> str:
+    """Of a package; it takes milliseconds, and every checkpoint names all of them."""
+    return importlib.metadata.version(name)

@@ -22,9 +22,10 @@ from seq2seq_jax.data.vocab_files import digest_files, read_vocabs
 from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.decode.witten_bell import estimate_arpa
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.train.writers import replace_text, write_json
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, refuse_foreign
 
 AUTO = "auto"
 """The value of `decode.ngram` for the run's own model."""
@@ -62,11 +63,13 @@ def obtain_vocabs(
         raise UserError(f"{folder}: there is no vocabulary here; train a model in this --workdir first.")
     note.unlink(missing_ok=True)
     if taken:
+        refuse_foreign(Path(taken), "--init_from")
         if not Folder(Path(taken)).config.is_file():
             raise UserError(f"--init_from={taken}: is no folder of a run, which has a config.json; name one.")
         vocabs = Vocabs.load(Folder(Path(taken)).vocab)
     else:
         vocabs = _read_vocabs(config) if config.vocab.file else _train_vocabs(config, text)
+    reach("vocab")
     vocabs.save(folder)
     write_json(note, recipe)
     return vocabs
@@ -76,7 +79,7 @@ def _read_note(path: Path) -> Any:
     """What a JSON file holds; None where it is missing or damaged, which is no recipe."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -125,8 +128,13 @@ def obtain_ngram(config: ConfigDict, vocabs: Vocabs, path: Path, text: ParallelT
     if (counted := sum(map(len, encoded)) * keys.ngram_order) > MAX_COUNTED:
         rule = f"must not count more than {MAX_COUNTED:,} n-grams, but config.decode.ngram_order={keys.ngram_order}"
         raise UserError(f"config.decode.ngram={AUTO}: {rule} makes {counted:,} of {text.name}; lower it, {cure}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, note + estimate_arpa((spell_pieces(vocab, ids) for ids in encoded), keys.ngram_order))
+    estimated = note + estimate_arpa((spell_pieces(vocab, ids) for ids in encoded), keys.ngram_order)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, estimated)
+    except OSError as error:
+        why = f"the model is kept in {path}, which cannot be written ({error.strerror})"
+        raise UserError(f"config.decode.ngram={AUTO}: {why}; make it where the folder can be, or {cure}.") from error
     return path
 
 

@@ -8,14 +8,16 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 
 LOCK = ".lock"
+MOST_MEMBERS = 1000
 SHARED_WITHIN = 30.0
 """Seconds in which a shared disk shows to one host what another has written."""
 
@@ -72,6 +74,11 @@ class Folder:
         return self.root / "tensorboard"
 
     @property
+    def started(self) -> Path:
+        """What was taken of another run, where this one started from it."""
+        return self.root / "init_from.json"
+
+    @property
     def results(self) -> Path:
         """What the run came to."""
         return self.root / "results.json"
@@ -91,6 +98,21 @@ class Folder:
         """How many members an ensemble has; only in the folder of one."""
         return self.root / "members.json"
 
+    def remove_unfinished(self) -> None:
+        """Removes the halves of files that a killed training was about to write; only for who has claimed the folder.
+
+        Not those of other modes, which may be at work: they write to folders of their own.
+        """
+        for place in (self.root, self.vocab, self.outputs, *self.checkpoints.glob("[0-9]*")):
+            for path in place.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
+
+def find_compiled() -> Path:
+    """Where compiled programs are kept, so that a second start does not compile again."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "seq2seq_jax" / "compiled")
+
 
 def list_members(root: Path) -> list[Path]:
     """The folders of an ensemble's members, in order; none where the folder is a run's or nothing yet.
@@ -102,9 +124,33 @@ def list_members(root: Path) -> list[Path]:
     if not note.is_file():
         return []
     try:
-        return [member_folder(root, n) for n in range(int(json.loads(note.read_bytes())["members"]))]
-    except (ValueError, TypeError, KeyError) as error:
+        count = json.loads(note.read_bytes())["members"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{note}: does not say how many members there are; train with --members=N again.") from error
+    if type(count) is not int or not 2 <= count <= MOST_MEMBERS:
+        rule = f"must say that there are 2 to {MOST_MEMBERS} members, but says {str(count)[:40]!r}"
+        raise UserError(f"{note}: {rule}; train with --members=N again.")
+    return [member_folder(root, n) for n in range(count)]
+
+
+def refuse_foreign(path: Path, flag: str) -> None:
+    """Refuses a file where the folder of a run is meant, such as the weights of another program.
+
+    A pickle (.pt, .bin, .pkl, some .npz) can run any code when it is read, so none is.
+
+    Args:
+        path: what was named.
+        flag: what named it, for the message.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"{flag}: {path} is a file, and a folder is needed: that of a run, or one made by --mode=export, whose "
+            "weights are model.safetensors. Files of other programs (.pt, .bin, .pkl, .npz) are not read: they can run "
+            "code."
+        )
 
 
 def member_folder(root: Path, n: int) -> Path:
@@ -169,28 +215,62 @@ def hold_lock(folder: Path, *, flag: str, busy: str, name: str = LOCK) -> Iterat
     Raises:
         UserError: the folder is held by another process, or cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{flag}={folder}: cannot be written to ({error.strerror}); choose another folder.") from error
-    try:
+    while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"{flag}={folder}: {busy}") from error
-        yield handle
-    finally:
-        os.close(handle)
+            raise UserError(
+                f"{flag}={folder}: cannot be written to ({error.strerror}); choose another folder."
+            ) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{flag}={folder}: {busy}") from error
+            if _is_there(folder / name, handle):
+                yield handle
+                return
+        finally:
+            os.close(handle)
+
+
+def _is_there(path: Path, handle: int) -> bool:
+    """Whether an open file still has its name: a process that was refused may have removed it, with its folder."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
 def _hold(root: Path, *, fresh: bool) -> Iterator[None]:
     busy = "another training is running in this folder; wait for it, stop it, or use another."
+    new = [path for path in (root, *root.parents) if not path.exists()]
     with hold_lock(root, flag="--workdir", busy=busy):
         if fresh and any(path.name != LOCK for path in root.iterdir()):
             _move_aside(root)
-        yield
+        try:
+            yield
+        except UserError:
+            if new and not Folder(root).config.exists():
+                _remove_new(new)
+            raise
+
+
+def _remove_new(folders: Sequence[Path]) -> None:
+    """Removes the folder of a run that was refused before it began, with its lock, which is still held.
+
+    Args:
+        folders: that the run made: its own, and those above.
+    """
+    mine = Folder(folders[0])
+    shutil.rmtree(mine.vocab, ignore_errors=True)
+    for path in (mine.left_out, mine.ngram, mine.root / LOCK):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody put something there meanwhile
+        for path in folders:
+            path.rmdir()
 
 
 def _move_aside(root: Path) -> None:

@@ -62,13 +62,18 @@ def install_shape_checks() -> None:
 
 
 def make_random_cases_repeat() -> None:
-    """Hypothesis draws the same few cases in every run, and no clock fails a test."""
+    """Hypothesis draws the same few cases in every run, and no clock fails a test.
+
+    `SEQ2SEQ_JAX_EXAMPLES=2000` draws so many, and others with another `--hypothesis-seed`.
+    """
     from hypothesis import HealthCheck, settings
 
+    count = int(os.environ.get("SEQ2SEQ_JAX_EXAMPLES", "0"))
     settings.register_profile(
         "repeatable",
-        derandomize=True,
-        max_examples=20,
+        derandomize=not count,
+        database=None,
+        max_examples=count or 20,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

@@ -30,6 +30,12 @@ from seq2seq_jax.errors import UserError
 
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
+MOST_SECONDS = 1e9
+"""No time within a file is later."""
+MOST_SAMPLES = 1 << 29
+"""Of a clip, at the rate of its file: 2 GiB in memory, 3 hours at 48 kHz."""
+MOST_LOUD = 2.0**32
+"""Full scale is 1, and 2^31 where floats hold 32-bit numbers; squares of more are no float32."""
 FORMATS = {
     ".wav": ("WAV", "WAVEX", "RF64", "NIST"),  # TIMIT's .WAV are SPHERE files
     ".wave": ("WAV", "WAVEX", "RF64"),
@@ -87,6 +93,8 @@ def parse_clip(name: str) -> Clip:
         return Clip(name)
     start = float(found["start"])
     end = None if found["end"] is None else float(found["end"])
+    if max(start, end or 0.0) >= MOST_SECONDS:
+        raise UserError(f"{name[:200]}: a clip must lie within {MOST_SECONDS:,.0f} seconds; mend start and end.")
     if end is not None and end <= start:
         raise UserError(f"{name}: a clip must end after its start, but goes from {start:g} to {end:g} seconds instead.")
     return Clip(found["path"], start, end)
@@ -145,17 +153,19 @@ def read_clip(name: str, *, rate: int) -> np.ndarray:
 
     Raises:
         UserError: there is no such file, it cannot be decoded, is cut off, has another format than its ending says,
-            no samples, samples that are NaN or infinite, more than 8 channels, or a rate outside 4 to 384 kHz; or
-            the clip is not within the file.
+            no samples, too many, or ones that are NaN or far too loud, more than 8 channels, or a rate outside 4 to
+            384 kHz; or the clip is not within the file.
     """
     clip = parse_clip(name)
     with _open_audio(clip.path) as file:
         begin, end = _find_range(clip, file, name)
         samples = _decode(file, begin, end, clip.path)
         file_rate = file.samplerate
-    if not np.isfinite(samples).all():
-        at_s = begin / file_rate + int(np.argmin(np.isfinite(samples))) / file_rate
-        raise UserError(f"{clip.path}: holds NaN or infinite samples (the first at {at_s:.3f} s); make the file again.")
+    sound = np.abs(samples) <= MOST_LOUD  # False for NaN
+    if not sound.all():
+        at = int(np.argmin(sound))
+        what = f"{samples[at]:.3g}, where full scale is 1," if np.isfinite(samples[at]) else "NaN or infinite samples"
+        raise UserError(f"{clip.path}: holds {what} (the first at {(begin + at) / file_rate:.3f} s); make it again.")
     return resample(samples, file_rate, rate)
 
 
@@ -246,6 +256,9 @@ def _find_range(clip: Clip, file: Any, name: str) -> tuple[int, int]:
     if begin >= whole or end > whole + _SLACK_S * rate:
         raise UserError(f"{name}: must lie within its file, which has {whole / rate:.3f} seconds; mend start and end.")
     end = min(end, whole)
+    if end - begin > MOST_SAMPLES:
+        most = f"{MOST_SAMPLES / rate / 3600:.1f} hours at {rate} Hz"
+        raise UserError(f"{name}: must have at most {most}, but has {(end - begin) / rate / 3600:.1f}; cut it.")
     if begin >= end:
         raise UserError(f"{name}: holds no samples at {rate} Hz; mend start and end.")
     return begin, end
@@ -304,5 +317,7 @@ def _count_missing_riff(file: BinaryIO, size: int) -> int:
 
 def _tell(error: Exception) -> str:
     """libsndfile's words, without the path that stands before them and in one line."""
-    words = getattr(error, "error_string", None) or str(error)
-    return " ".join(str(words).split()).removeprefix("Error : ").rstrip(".")
+    words = " ".join(str(getattr(error, "error_string", None) or error).split())
+    if "possibly a pipe" in words:  # said of any file without a frame of sound; that it is a file was looked at before
+        return "it holds no sound that can be recognised"
+    return words.removeprefix("Error : ").rstrip(".")

@@ -28,6 +28,7 @@ from seq2seq_jax.errors import UserError
 
 KEPT_BYTES = 1 << 30
 _FULL_SCALE = 1 / 32768
+_SILENT = 1e-30  # below, what to divide by is no float32
 _QUIET = 1 / 16  # below this peak, or above 1, a clip has a scale of its own
 _SLACK_FRAMES = 2  # between what the header says and what is decoded
 
@@ -248,6 +249,6 @@ def _as_fraction(speed: float) -> Fraction:
 def _quantise(samples: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Samples as 16-bit numbers and what to multiply them by."""
     peak = float(np.max(np.abs(samples), initial=0.0))
-    scale = _FULL_SCALE if peak == 0 or _QUIET <= peak <= 1 else peak / 32767
+    scale = _FULL_SCALE if peak < _SILENT or _QUIET <= peak <= 1 else peak / 32767
     numbers = np.clip(np.rint(samples * np.float32(1 / scale)), -32768, 32767)
     return numbers.astype(np.int16), np.float32(scale)

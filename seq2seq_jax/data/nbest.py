@@ -28,6 +28,8 @@ from seq2seq_jax.errors import UserError
 SEPARATOR = "|||"
 UNNAMED = ""
 """The name of values that have none."""
+MOST_SEGMENTS = 10_000_000
+"""Lines of the input that a list may be of; the number of a line beyond is a slip, and memory for all before it."""
 TOTAL = "Total"
 """The name of the total where a list has no other feature."""
 
@@ -92,6 +94,8 @@ def parse_line(line: str) -> Hypothesis:
         raise ValueError(f"it has {len(fields)} fields between ||| and not 4" if line.strip() else "it is blank")
     if not (fields[0].isascii() and fields[0].isdigit()):
         raise ValueError(f"it begins with {fields[0]!r} and not with the number of an input line")
+    if len(fields[0]) > 20 or int(fields[0]) >= MOST_SEGMENTS:
+        raise ValueError(f"its number must be less than {MOST_SEGMENTS:,}, but is {fields[0][:20]}")
     if len(fields) == 3:
         total = _read_number(fields[2], "the total")
         return Hypothesis(int(fields[0]), fields[1], {TOTAL: (total,)}, total)

@@ -20,6 +20,7 @@ from seq2seq_jax.data.packing import place_segments
 from seq2seq_jax.data.plan import BatchPlan, PlannedBatch
 from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.data.vocab import BOS_ID, EOS_ID, PAD_ID, Vocab, Vocabs
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import Batch
 
 _LINES_AT_ONCE = 50_000  # tokenised together; a whole corpus of small arrays would take several times its size
@@ -306,6 +307,7 @@ class _PlannedBatches:
         return self.stop - self.start
 
     def __getitem__(self, i: int) -> Batch:
+        reach("batch", self.start + i)
         planned = self.plan.batch(self.start + i)
         rows = None if self.rows_of is None else self.rows_of(planned.shape.rows)
         return build_batch(self.pairs, planned, rows=rows, redraw=self.redraw)

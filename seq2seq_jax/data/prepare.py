@@ -29,7 +29,7 @@ from seq2seq_jax.data.store import Index, Part, Shard, choose_dtype, find_damage
 from seq2seq_jax.data.streams import stream
 from seq2seq_jax.data.survey import Findings, Order, sample, scan
 from seq2seq_jax.data.vocab import Vocabs
-from seq2seq_jax.data.whole_file import write_whole
+from seq2seq_jax.data.whole_file import read_whole, write_whole
 from seq2seq_jax.data.worker_pool import Call, PoolProgress, WorkerPool
 from seq2seq_jax.errors import UserError
 
@@ -118,7 +118,7 @@ def _begin(folder: Path, recipe: dict[str, Any], files: list[dict[str, Any]]) ->
     try:
         begun = json.loads(path.read_bytes())
         known, entries = dict(begun["recipe"]), [{key: entry[key] for key in _STAT} for entry in begun["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
     refuse_other_recipe(folder, known, recipe)
     check_files(folder, entries, [entry["path"] for entry in files])
@@ -178,7 +178,7 @@ class _Shards:
         try:
             note = json.loads(path.read_bytes())
             made, shard = note["recipe_sha256"], _describe(note)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         if made != self._recipe:
             raise UserError(
@@ -260,9 +260,12 @@ def read_held_out(folder: Path, name: str, index: Index) -> ParallelText:
     """
     path = folder / f"{name}.json"
     try:
-        page = json.loads(path.read_bytes())
-        text = make_text(page["source"], page["target"], name=f"{index.parts[0].name} ({name})")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        page = json.loads(read_whole(path))
+        source, target = list(page["source"]), list(page["target"])
+        if len(source) != len(target) or not all(isinstance(line, str) for line in source + target):
+            raise ValueError("its sides are no sentences, or differ in length")
+        text = make_text(source, target, name=f"{index.parts[0].name} ({name})")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
     if text.digest != index.held_out.get(name):
         raise UserError(f"{path}: was changed (digest); remove {folder} and run --mode=prepare again.")

@@ -26,6 +26,7 @@ from seq2seq_jax.errors import UserError
 SPLITS = ("train", "dev", "test")
 MAX_LINE_BYTES = 32 << 20  # a longer "line" is a file of another kind, or a gzip bomb
 _BLOCK_BYTES = 4 << 20
+_BOMB_BYTES, _BOMB_RATIO = 2 << 20, 200  # text is packed to a fifth; DEFLATE reaches a thousandth
 
 _log = logging.getLogger(__name__)
 
@@ -280,8 +281,11 @@ def read_lines(path: Path) -> Iterator[str]:
 def _read_blocks(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[bytes]:
     """Blocks of whole lines of about `_BLOCK_BYTES`."""
     parts: list[bytes] = []
-    held = 0
+    held = unpacked = 0
     while data := file.read(_BLOCK_BYTES):
+        unpacked += len(data)
+        if isinstance(file, gzip.GzipFile):
+            refuse_bomb(path, file.fileobj.tell(), unpacked)  # type: ignore[union-attr]
         end = data.rfind(b"\n") + 1
         if end:
             yield b"".join([*parts, data[:end]])
@@ -294,6 +298,12 @@ def _read_blocks(file: gzip.GzipFile | BufferedReader, path: Path) -> Iterator[b
             )
     if held:
         yield b"".join(parts)
+
+
+def refuse_bomb(path: str | os.PathLike, packed: int, unpacked: int) -> None:
+    """Refuses a gzipped file whose first `packed` bytes have given so many that they are no text."""
+    if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
+        raise UserError(f"{path}: unpacks to more than {_BOMB_RATIO} times its size; no text does: make it again.")
 
 
 def decode_block(block: bytes, number: int, path: Path) -> str:

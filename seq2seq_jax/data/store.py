@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seq2seq_jax.data.whole_file import write_whole
+from seq2seq_jax.data.whole_file import read_whole, write_whole
 from seq2seq_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Index:
         """
         path = folder / "index.json"
         try:
-            page = json.loads(path.read_bytes())
+            page = json.loads(read_whole(path))
             if page.pop("format") != FORMAT:
                 raise ValueError("another format")
             count = page.pop("pairs")
@@ -126,13 +126,37 @@ class Index:
             page["shards"] = tuple(Shard(**shard) for shard in page["shards"])
             page["files"] = tuple(page["files"])
             index = cls(**page)
+            _check_index(index)
             if count != len(index):
                 raise ValueError("its numbers do not agree")
         except FileNotFoundError as error:
             raise UserError(f"{path}: there is no finished corpus here; run --mode=prepare first.") from error
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: not the index of a prepared corpus ({error}); remove it and {_CURE}.") from error
         return index
+
+
+def _check_index(index: Index) -> None:
+    """Refuses an index with values that cannot be; ValueError and the like."""
+    texts = [index.recipe_sha256, index.vocab_sha256, *index.left_out, *index.held_out.values()]
+    counts = [*(part.pairs for part in index.parts), *index.left_out.values()]
+    for shard in index.shards:
+        texts += [shard.sha256, shard.lengths_sha256]
+        counts += [shard.pairs, shard.bytes, len(index.parts) - 1 - shard.part, shard.part]
+    for part in index.parts:
+        texts += [part.name, part.source, part.target, *part.tags]
+    for entry in index.files:
+        texts += [entry["path"], entry["sha256"]]
+        counts += [entry["size"], entry["mtime_ns"]]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(index.recipe, dict):
+        raise ValueError("a text or the recipe is none")
+    if not all(type(count) is int and 0 <= count < 1 << 63 for count in counts):
+        raise ValueError("a count is none")
+    if index.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"its dtype is {index.dtype!r}")
+    sizes = [sum(shard.pairs for shard in index.shards if shard.part == n) for n in range(len(index.parts))]
+    if sizes != [part.pairs for part in index.parts]:
+        raise ValueError("its numbers do not agree")
 
 
 def is_complete(folder: Path) -> bool:

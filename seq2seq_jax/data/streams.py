@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from seq2seq_jax.data.sources import MAX_LINE_BYTES, decode_block, find_side, tell_neighbours
+from seq2seq_jax.data.sources import MAX_LINE_BYTES, decode_block, find_side, refuse_bomb, tell_neighbours
 from seq2seq_jax.data.spec import CorpusSpec
 from seq2seq_jax.errors import UserError
 
@@ -171,6 +171,7 @@ class LineFile:
             raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
         self._file: IO[bytes] = gzip.open(self._raw) if path.endswith(".gz") else self._raw  # type: ignore[assignment]
         self._block, self._ends, self._at = b"", np.zeros(0, np.int64), 0
+        self._unpacked = 0
 
     @property
     def position(self) -> int:
@@ -216,6 +217,8 @@ class LineFile:
             raise UserError(f"{self.path}: not a whole gzip file ({error}); make or copy it again.") from error
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error}).") from error
+        self._unpacked += len(self._block)
+        refuse_bomb(self.path, self._raw.count, self._unpacked)
         self._ends = np.flatnonzero(np.frombuffer(self._block, np.uint8) == ord("\n"))
         return bool(self._block)
 

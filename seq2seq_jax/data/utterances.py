@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from seq2seq_jax.data.audio import FORMATS, name_clip, parse_clip, probe_clip
+from seq2seq_jax.data.audio import FORMATS, MOST_SECONDS, name_clip, parse_clip, probe_clip
 from seq2seq_jax.data.sources import ParallelText, read_lines, tell_neighbours
 from seq2seq_jax.data.whole_file import write_whole
 from seq2seq_jax.errors import UserError
@@ -280,9 +280,9 @@ def _read_seconds(place: str, fields: dict[str, Any], key: str) -> float | None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
-    if not 0 <= seconds < math.inf or isinstance(value, bool):
+    if not 0 <= seconds < MOST_SECONDS or isinstance(value, bool):
         raise UserError(f"{place}: {key} must be a number of seconds, but is {value!r} instead.")
     return seconds
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from seq2seq_jax.data.whole_file import write_whole
+from seq2seq_jax.data.whole_file import read_whole, write_whole
 from seq2seq_jax.errors import UserError
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -207,17 +207,17 @@ class Vocab:
         fields = _read_json(page)
         try:
             kept = (fields["normalization"], fields["algorithm"], tuple(fields.get("tags", ())))
-            vocab = cls(fields["kind"], model.read_bytes(), *kept)
-            check_choice("kind", vocab.kind, KINDS)
-            check_choice("normalization", vocab.normalization, (*NORMALIZATIONS, OWN_NORMALIZATION))
-            check_tags("tags", vocab.tags)
+            vocab = cls(fields["kind"], read_whole(model), *kept)
+            check_choice(f"{page}: kind", vocab.kind, KINDS)
+            check_choice(f"{page}: normalization", vocab.normalization, (*NORMALIZATIONS, OWN_NORMALIZATION))
+            check_tags(f"{page}: tags", vocab.tags)
             if vocab.digest != fields["digest"]:
                 raise UserError(f"{model}: not the vocabulary that {page.name} describes (digests differ); {_CURE}.")
             if vocab.size != fields["size"]:
                 raise UserError(f"{model}: has {vocab.size} pieces, {page.name} says {fields['size']}; {_CURE}.")
         except OSError as error:
             raise UserError(f"{model}: cannot be read ({error.strerror}); {_CURE}.") from error
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise UserError(f"{page}: not a vocabulary of seq2seq_jax ({_first_line(error)}); {_CURE}.") from error
         return vocab
 
@@ -302,10 +302,10 @@ def _first_line(error: Exception) -> str:
 
 def _read_json(path: Path) -> dict:
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_whole(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_CURE}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({_first_line(error)}); {_CURE}.") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: not a JSON object; {_CURE}.")

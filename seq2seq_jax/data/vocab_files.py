@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from seq2seq_jax.data.vocab import (
     make_encodable,
     make_normalizer,
 )
+from seq2seq_jax.data.whole_file import read_whole
 from seq2seq_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,12 +113,14 @@ def read_model(path: Path, tags: Sequence[str] = ()) -> Vocab:
         UserError: the file is no model, or a text could spell one of `tags`.
     """
     try:
-        proto = parse_model(path.read_bytes())
+        proto = parse_model(read_whole(path))
+        _reorder(proto, path, tags)  # looks at texts for the first time, which may be none
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{_KEY}: {path} cannot be read ({error.strerror}).") from error
     except Exception as error:  # protobuf's DecodeError, which has no stable home
         raise UserError(f"{_KEY}: {path} is not a SentencePiece model ({error}).") from error
-    _reorder(proto, path, tags)
     algorithm = ALGORITHMS.get(proto.trainer_spec.model_type, "unigram")
     vocab = Vocab("sentencepiece", proto.SerializeToString(deterministic=True), OWN_NORMALIZATION, algorithm, (*tags,))
     try:
@@ -147,6 +151,8 @@ def _reorder(proto: Any, path: Path, tags: Sequence[str]) -> None:
     rest = [(piece.piece, piece.score, piece.type) for piece in proto.pieces if piece.piece not in gone]
     if not rest:
         raise UserError(f"{_KEY}: {path} is a SentencePiece model without pieces.")
+    if not all(math.isfinite(score) for _, score, _ in rest):
+        raise UserError(f"{_KEY}: {path} is a SentencePiece model with scores that are no numbers; make it again.")
     del proto.pieces[:]
     for name in SPECIALS:
         proto.pieces.add(piece=name, score=0.0, type=UNKNOWN if name == SPECIALS[UNK_ID] else CONTROL)

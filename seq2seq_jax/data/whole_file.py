@@ -1,9 +1,11 @@
-"""Writes a file so that readers see the old bytes or the new ones, never a part."""
+"""Writes a file so that readers see the old bytes or the new ones, never a part; reads one that is a file."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 
@@ -15,6 +17,17 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a regular file; of a pipe, on which one may wait for ever, or a device, which may have no end, none.
+
+    Raises:
+        OSError: it cannot be read, or is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def flush(path: Path) -> None:

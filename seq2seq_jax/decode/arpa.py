@@ -14,13 +14,16 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 
 from seq2seq_jax.errors import UserError
 
 BOS, EOS, UNKNOWN = "<s>", "</s>", "<unk>"
-_SECTION = re.compile(r"\\(\d+)-grams:")
-_COUNT = re.compile(r"ngram\s+(\d+)\s*=\s*(\d+)")
+_SECTION = re.compile(r"\\([0-9]{1,9})-grams:")
+_COUNT = re.compile(r"ngram\s+([0-9]{1,9})\s*=\s*([0-9]{1,15})")
+_MOST_BYTES = 1 << 20  # of a line
+_BOMB_BYTES, _BOMB_RATIO = 1 << 20, 100  # such a model is packed to a fifth; DEFLATE reaches a thousandth
 
 Grams = dict[tuple[str, ...], tuple[float, float]]
 
@@ -82,6 +85,9 @@ def read_arpa(path: str | Path, *, unknown: float = -20.0) -> Arpa:
       UserError: it cannot be read, or is no ARPA file; with the number of the line.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise UserError(f"{path}: is {kind}; give an ARPA file of an n-gram model.")
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
         with opened as file:
@@ -92,18 +98,29 @@ def read_arpa(path: str | Path, *, unknown: float = -20.0) -> Arpa:
         raise UserError(f"{path}: cannot be read ({error}); give an ARPA file of an n-gram model.") from error
 
 
-def _decode(path: Path, file: Iterator[bytes]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+def _decode(path: Path, file: gzip.GzipFile | BufferedReader) -> Iterator[tuple[int, str | None]]:
+    """Numbers and texts of the lines that are not blank; at the end that of the last line, and None."""
+    number = 0
+    for number, line in enumerate(iter(lambda: file.readline(_MOST_BYTES), b""), 1):
+        if len(line) == _MOST_BYTES:
+            raise UserError(f"{path}:{number}: has more than {_MOST_BYTES:,} bytes; give an ARPA file.")
+        if number % 4096 == 0 and isinstance(file, gzip.GzipFile):
+            packed = file.fileobj.tell()  # type: ignore[union-attr]
+            if file.tell() > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+                raise UserError(f"{path}: unpacks to more than {_BOMB_RATIO} times its size; make it again.")
+        if line.isspace():
+            continue
         try:
-            yield line.decode("utf-8").strip(" \t\r\n")
+            yield number, line.decode("utf-8").strip(" \t\r\n")
         except UnicodeDecodeError:
             raise UserError(f"{path}:{number}: must be UTF-8, but is not; convert the file.") from None
+    yield number, None
 
 
 class _Reader:
     """Goes through the lines of a file."""
 
-    def __init__(self, path: Path, lines: Iterator[str]) -> None:
+    def __init__(self, path: Path, lines: Iterator[tuple[int, str | None]]) -> None:
         self.path, self.lines, self.number = path, lines, 0
 
     def read(self) -> tuple[Grams, ...]:
@@ -113,10 +130,9 @@ class _Reader:
         counts: list[int] = []
         while not (line := self._next("\\1-grams:")).startswith("\\"):
             found = _COUNT.fullmatch(line)
-            if line and (found is None or int(found[1]) != len(counts) + 1):
+            if found is None or int(found[1]) != len(counts) + 1:
                 raise self._refuse(f"must be 'ngram {len(counts) + 1}=COUNT'", line)
-            if found is not None:
-                counts.append(int(found[2]))
+            counts.append(int(found[2]))
         grams: list[Grams] = []
         for order, count in enumerate(counts, 1):
             section = _SECTION.fullmatch(line)
@@ -135,8 +151,6 @@ class _Reader:
         """The n-grams of a section, and the line after it."""
         grams: Grams = {}
         while not (line := self._next("\\end\\")).startswith("\\"):
-            if not line:
-                continue
             fields = re.split(r"[ \t]+", line)
             if len(fields) != order + 1 and (order == longest or len(fields) != order + 2):
                 raise self._refuse(f"must be a log-probability, {order} words and at most one backoff", line)
@@ -161,10 +175,9 @@ class _Reader:
         return max(value, -99.0) * math.log(10.0)
 
     def _next(self, wanted: str) -> str:
-        line = next(self.lines, None)
+        self.number, line = next(self.lines)
         if line is None:
             raise UserError(f"{self.path}:{self.number}: the file ends before '{wanted}'; give a whole ARPA file.")
-        self.number += 1
         return line
 
     def _refuse(self, rule: str, line: str) -> UserError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -90,7 +91,8 @@ def average(config: ConfigDict, root: Path, choice: Choice, output: str | None) 
         output: the folder to make.
 
     Raises:
-        UserError: there are too few usable checkpoints, they are of different models, or `output` is there.
+        UserError: there are too few usable checkpoints, they are of different models or not finite, or `output` is
+            there.
     """
     folder = Folder(root)
     saved = load_config(folder.config)
@@ -104,6 +106,7 @@ def average(config: ConfigDict, root: Path, choice: Choice, output: str | None) 
             for restored in _read(checkpoints, abstract, choice, best_by(saved)):
                 if newest is not None:
                     _check_same(newest, restored, folder)
+                _check_finite(restored, folder)
                 mean.add(_fields(restored.state))
                 sources.append(_describe(checkpoints, restored))
                 newest = restored if newest is None or restored.step > newest.step else newest
@@ -214,6 +217,17 @@ def _check_same(first: Restored, other: Restored, folder: Folder) -> None:
             )
 
 
+def _check_finite(restored: Restored, folder: Folder) -> None:
+    """A training saves none such; one from elsewhere would spoil the mean without a word."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_fields(restored.state)):
+        if not bool(jnp.isfinite(leaf).all()):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"{folder.checkpoints}: {name} of step {restored.step} must be finite, but is not; choose others with "
+                "--steps."
+            )
+
+
 def _describe(checkpoints: Checkpoints, restored: Restored) -> dict[str, Any]:
     """What the note says of one that went in."""
     return {
@@ -225,9 +239,10 @@ def _describe(checkpoints: Checkpoints, restored: Restored) -> dict[str, Any]:
 
 def _read_corpora(folder: Folder) -> dict[str, Any]:
     """What the run's results.json says of its corpora, if it is there: the new folder has no results of its own."""
-    if not folder.results.exists():
+    try:
+        results = dict(json.loads(folder.results.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):  # there are none, or they are damaged
         return {}
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
     return {key: results[key] for key in ("corpus_sha256", "corpus_pairs") if key in results}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def _read_evaluated(root: Path, place: Folder, config: ConfigDict) -> Evaluated:
     try:
         results = json.loads(place.results.read_text(encoding="utf-8"))
         return Evaluated(root, place, config, dict(results), sides)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{place.results}: not valid JSON ({error}); run --mode=evaluate again.") from error
 
 
@@ -228,13 +229,27 @@ def _compare_keys(configs: Sequence[ConfigDict]) -> dict[str, list[Any]]:
 
 
 def _tell_run(name: str, run: Evaluated) -> RunFacts:
+    """What a page says of a run.
+
+    Raises:
+        UserError: its results are not what an evaluation writes.
+    """
+    try:
+        facts = _list_facts(run)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        why = f"not what --mode=evaluate writes ({type(error).__name__}: {error})"
+        raise UserError(f"{run.place.results}: {why}; run --mode=evaluate again.") from error
+    return RunFacts(name, facts, _read_curves(Folder(run.root).metrics), _read_pictures(run))
+
+
+def _list_facts(run: Evaluated) -> dict[str, str]:
     results, scores = run.results, run.results.get("test", {})
     facts = {
         "model": run.config.model.name,
         "languages": f"{run.config.data.source}-{run.config.data.target}",
         "parameters": f"{results.get('parameters', 0):,}",
         "step of the checkpoint": f"{scores.get('step', 0):,}",
-        "search": scores.get("search", f"beam {scores.get('beam_size', '?')}"),
+        "search": str(scores.get("search", f"beam {scores.get('beam_size', '?')}")),
         "evaluated by": "--mode=evaluate" if run.place.root != run.root else "training",
     }
     if "wall_seconds" in results:
@@ -244,21 +259,22 @@ def _tell_run(name: str, run: Evaluated) -> RunFacts:
     for part, digest in results.get("corpus_sha256", {}).items():
         facts[f"sha256 of {part}"] = digest[:16]
     facts["vocabulary"] = str(results.get("vocab_sha256", "?"))[:16]
-    facts |= {f"{package}": version for package, version in results.get("versions", {}).items()}
-    return RunFacts(name, facts, _read_curves(Folder(run.root).metrics), _read_pictures(run))
+    return facts | {package: str(version) for package, version in results.get("versions", {}).items()}
 
 
 def _read_curves(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and values of what metrics.jsonl holds; a line that a crash tore off is left out."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
             continue
         for key in ("loss", "dev_loss", "dev_bleu"):
-            if isinstance(record.get(key), int | float) and "step" in record:
+            if type(record.get(key)) in (int, float) and abs(record[key]) < math.inf:
                 steps, values = curves.setdefault(key, ([], []))
                 steps.append(record["step"])
                 values.append(record[key])

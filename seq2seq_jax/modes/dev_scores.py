@@ -12,6 +12,7 @@ from seq2seq_jax.data.sources import ParallelText
 from seq2seq_jax.evaluate.speech import speech_scores
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.modes.measuring import Measure, make_measure
 from seq2seq_jax.modes.recognising import GROUP, make_recogniser
 from seq2seq_jax.modes.scoring import get_references
@@ -38,6 +39,7 @@ def make_dev_evaluation(
 
         def fill(state: TrainState) -> dict[str, float]:
             found = measure(state.averaged)
+            reach("evaluate", int(state.step))
             return {name: found[name] for name in ("loss", "perplexity", "accuracy")}
 
         return fill
@@ -53,6 +55,7 @@ def make_dev_evaluation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         found = measure(state.averaged)
+        reach("evaluate", int(state.step))
         outputs = translator.translate(state.averaged, dev.source[:count], poll=poll)
         engine.forget()  # the next step rewrites these parameters
         texts, references = [item.text for item in outputs], get_references(dev)[:count]
@@ -78,6 +81,7 @@ def _make_speech_evaluation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         found, texts = measure(state.averaged), []
+        reach("evaluate", int(state.step))
         for first in range(0, len(references), GROUP):
             held, _ = corpus.dev.read(np.arange(first, min(first + GROUP, len(references))))
             sources = [held[n] for n in range(len(held))]

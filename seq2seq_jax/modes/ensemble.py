@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from seq2seq_jax.config import load_config, require_search, takes_source
-from seq2seq_jax.decode.arpa import read_arpa
+from seq2seq_jax.data.vocab import Vocab
+from seq2seq_jax.decode.arpa import Arpa, read_arpa
 from seq2seq_jax.decode.ngram import NGram, find_missing, make_ngram, ngram_decoder
 from seq2seq_jax.decode.steps import Decoder, ensemble, fuse, language_model_decoder
 from seq2seq_jax.errors import UserError
@@ -19,6 +22,7 @@ from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.parallel.layout import Execution
+from seq2seq_jax.provenance import hash_parameters
 from seq2seq_jax.speech_checks import reads_speech
 from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.vocabularies import AUTO, find_ngram, spell_pieces
@@ -43,9 +47,7 @@ def join_models(experiment: Experiment, params: PyTree, folder: Folder) -> tuple
         UserError: a folder has no model, or one with other vocabularies.
     """
     program, keys = experiment.training.program, experiment.config.decode
-    given = [Path(name.strip()).expanduser() for name in keys.ensemble.split(",") if name.strip()]
-    names = [str(one) for path in given for one in (list_members(path) or [path])]  # an ensemble stands for its members
-    if names:
+    if names := list_ensemble(keys.ensemble):
         members = [load_member(name, experiment, "config.decode.ensemble") for name in names]
         for name, (member, _) in zip(names, members, strict=True):
             _check_member(name, member, experiment)
@@ -72,6 +74,32 @@ def join_models(experiment: Experiment, params: PyTree, folder: Folder) -> tuple
         program, ngram = _fuse_ngram(program, experiment, folder)
         params = (params, ngram)
     return program, params
+
+
+def list_ensemble(line: str) -> list[str]:
+    """The folders that `decode.ensemble` names; an ensemble stands for its members."""
+    given = [Path(name.strip()).expanduser() for name in line.split(",") if name.strip()]
+    return [str(one) for path in given for one in (list_members(path) or [path])]
+
+
+def digest_companions(experiment: Experiment, params: PyTree, folder: Folder) -> dict[str, Any]:
+    """sha256 of what searched beside the run's own model, by the key that names it; {} where nothing did.
+
+    Args:
+        experiment, folder: the run's.
+        params: those that searched, see `join_models`.
+    """
+    keys, found = experiment.config.decode, dict[str, Any]()
+    if keys.ngram.strip():
+        params, _ = params
+        content = find_ngram(experiment.config, experiment.vocabs, folder).read_bytes()
+        found["decode.ngram"] = hashlib.sha256(content).hexdigest()
+    if keys.language_model.strip():
+        params, own = params
+        found["decode.language_model"] = hash_parameters(own)
+    if names := list_ensemble(keys.ensemble):
+        found["decode.ensemble"] = {name: hash_parameters(own) for name, own in zip(names, params[1:], strict=True)}
+    return {"companions_sha256": found} if found else {}
 
 
 def load_member(name: str, experiment: Experiment, key: str) -> tuple[Experiment, PyTree]:
@@ -140,10 +168,28 @@ def _fuse(program: Program, member: Experiment, weight: float) -> Program:
     return dataclasses.replace(program, build=build, boxed=(program.boxed, training.program.boxed))
 
 
+def match_pieces(arpa: Arpa, vocab: Vocab) -> list[str]:
+    """All pieces of a vocabulary as words of an n-gram model; says how many of them it does not list.
+
+    Raises:
+        UserError: it lists none.
+    """
+    pieces = spell_pieces(vocab, range(vocab.size))
+    own = pieces[vocab.first_id :]
+    missing = find_missing(arpa, own)
+    if len(missing) == len(own):
+        raise UserError(
+            f"config.decode.ngram: {arpa.name} lists none of the vocabulary's {len(own)} pieces (such as {own[0]!r}); "
+            "make it of text that is cut into these pieces."
+        )
+    if missing:
+        say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
+    return pieces
+
+
 def _fuse_ngram(program: Program, experiment: Experiment, folder: Folder) -> tuple[Program, NGram]:
     """A program with an n-gram model of the vocabulary's pieces beside it, and that model on all devices."""
     keys, vocab = experiment.config.decode, experiment.vocabs.target
-    pieces = spell_pieces(vocab, range(vocab.size))
     arpa = read_arpa(find_ngram(experiment.config, experiment.vocabs, folder))
     exported = not experiment.config.data.train  # whatever was named went along
     if keys.ngram.strip() == AUTO and arpa.order != keys.ngram_order and not exported:
@@ -151,9 +197,8 @@ def _fuse_ngram(program: Program, experiment: Experiment, folder: Folder) -> tup
             f"config.decode.ngram_order: must be {arpa.order}, as {folder.ngram} is, but is {keys.ngram_order}; or "
             "remove the file, and it is estimated again."
         )
+    pieces = match_pieces(arpa, vocab)
     ngram = make_ngram(arpa, pieces, bos_id=vocab.bos_id, eos_id=vocab.eos_id, pad_id=vocab.pad_id)
-    if missing := find_missing(arpa, pieces[vocab.first_id :]):
-        say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
     first, sizes = program.build, program.layout.mesh.shape
 
     def build(execution: Execution) -> Decoder:

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.config import RESUMABLE, check_resume, load_config, with_absolute_prefixes
 from seq2seq_jax.corpora import open_test, prepared_folder
-from seq2seq_jax.errors import NoUsableCheckpointError, UserError
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment, build
 from seq2seq_jax.modes.scoring import evaluate_test, warn
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
-from seq2seq_jax.provenance import count_parameters, versions
-from seq2seq_jax.serve.model_folder import is_model_folder, nest, read_model
+from seq2seq_jax.provenance import count_parameters, hash_parameters, versions
+from seq2seq_jax.serve.model_folder import WEIGHTS, is_model_folder, nest, read_model
 from seq2seq_jax.train.checkpoints import Checkpoints, Restored
 from seq2seq_jax.train.manifest import check_leaves
 from seq2seq_jax.train.signals import StopSignal
@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, place: Pat
 
 def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = ALONE) -> dict[str, Any]:
     """What `evaluate` returns; leaves outputs/ in `place`, but no results.json."""
-    from seq2seq_jax.modes.ensemble import join_models  # which loads runs by this module
+    from seq2seq_jax.modes.ensemble import digest_companions, join_models  # which loads runs by this module
 
     config = with_absolute_prefixes(config)
     experiment, chosen = load_run(config, Folder(root))
@@ -56,7 +56,9 @@ def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = AL
         models = join_models(experiment, chosen.state.averaged, Folder(root))
         scores = evaluate_test(experiment, chosen, test, Folder(place), stop, hosts, models)
     results = {"test": scores, "parameters": count_parameters(chosen.state.params), "versions": versions()}
-    return {**results, "test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
+    results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
+    results["parameters_sha256"] = hash_parameters(chosen.state.averaged)
+    return {**results, **digest_companions(experiment, models[1], Folder(root))}
 
 
 def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
@@ -75,17 +77,14 @@ def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:
     check_resume(config, saved, folder.config, free=(*RESUMABLE, *OF_TRAINING, "decode.", "evaluate."))
     if is_model_folder(folder.root):
         return _load_exported(config, folder)
+    if not saved.data.train:  # which a run has
+        cure = "copy the folder again, or export it again from its run"
+        raise UserError(f"{folder.root / WEIGHTS}: is missing, or no file, of a model made by --mode=export; {cure}.")
     # The state has the shape that its own recipe gave it (optimizer, average), whatever is asked for now.
     config = ConfigDict({**config.to_dict(), "train": saved.train.to_dict()})
     experiment = build(config, obtain_vocabs(config, folder.vocab, None))
     with Checkpoints(folder.checkpoints, read_only=True, warn=warn, **best_by(config)) as checkpoints:
-        try:
-            restored = checkpoints.restore(experiment.training.abstract_state(), step=checkpoints.best_step())
-        except (NoUsableCheckpointError, UserError) as error:  # damaged, or rotated away by a training beside us
-            if checkpoints.best_step() is None:
-                raise
-            warn(f"the best checkpoint cannot be used, taking the newest: {error}")
-            restored = checkpoints.restore(experiment.training.abstract_state())
+        restored = checkpoints.restore_best(experiment.training.abstract_state())
     if restored is None:
         raise UserError(f"{folder.checkpoints}: no checkpoint yet; train first: --mode=train --workdir={folder.root}.")
     vocab = restored.meta.get("vocab_sha256")

@@ -35,6 +35,9 @@ PATHS = ("data.train", "data.dev", "data.test", "data.monolingual", "data.prepar
          "decode.ngram")  # fmt: skip
 """Keys whose values may be folders of this machine."""
 
+SECTIONS = ("test", "corpora", "corpus_sha256", "corpus_pairs")
+"""Keys of results.json and average.json that the card is made of, which are objects."""
+
 COMPANIONS = ("ensemble", "language_model")
 """Keys of `config.decode` that name other models. They stay here: a folder holds one model."""
 
@@ -184,7 +187,9 @@ def _changed_keys(config: ConfigDict) -> dict[str, Any]:
 def _averaged_steps(folder: Folder, step: int) -> list[int]:
     """Steps of the checkpoints whose mean that of `step` is; none where it was trained on from the mean."""
     note = _read(folder.root / "average.json")
-    return [source["step"] for source in note.get("sources", [])] if note.get("step") == step else []
+    sources = note.get("sources", []) if note.get("step") == step else []
+    steps = [source.get("step") if isinstance(source, dict) else None for source in sources]
+    return [step for step in steps if isinstance(step, int)]
 
 
 def _read_corpora(folder: Folder) -> dict[str, Any]:
@@ -196,6 +201,9 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    # What is no section is as good as none: a card says what is known.
+    return {key: value for key, value in found.items() if key not in SECTIONS or isinstance(value, dict)}

@@ -4,35 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import secrets
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from seq2seq_jax.errors import UserError
 
+MOST_BYTES = 32 << 20
+"""Of a line; what has more is a file of another kind."""
+
 
 @contextlib.contextmanager
-def open_output(target: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name when all is written.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+def open_output(target: str | None, *, apart_from: Sequence[str | None] = ()) -> Iterator[TextIO]:
+    """Standard output, or a file that gets its name when all is written; see `open_whole`."""
     if target is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         yield sys.stdout
         return
+    with open_whole(target, apart_from=apart_from) as file:
+        output = io.TextIOWrapper(file, "utf-8", newline="\n")
+        yield output
+        output.flush()
+        output.detach()  # `open_whole` closes it
+
+
+@contextlib.contextmanager
+def open_whole(target: str, *, apart_from: Sequence[str | None] = ()) -> Iterator[IO[bytes]]:
+    """A file that gets its name when all is written; what had that name before stays until then.
+
+    A pipe or device (`/dev/stdout`) is written to as it is.
+
+    Args:
+        target: `--output`.
+        apart_from: files that are read; the output must be none of them.
+
+    Raises:
+        UserError: the file cannot be written, or is one of those.
+    """
     path = Path(target)
-    part = path.with_name(path.name + ".part")
+    if path.is_dir():
+        raise UserError(f"--output={target}: is a folder; name a file in it.")
+    if path.exists() and any(name and os.path.exists(name) and path.samefile(name) for name in apart_from):
+        raise UserError(f"--output={target}: is a file that is read, too, and would be lost; name another one.")
+    streamed = path.exists() and not path.is_file()
+    part = path if streamed else path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
-        output = part.open("w", encoding="utf-8", newline="\n")
+        output = part.open("wb")
     except OSError as error:
         raise UserError(f"--output={target}: cannot be written ({error.strerror}); choose another place.") from error
+    if streamed:
+        with output:
+            yield output
+        return
     try:
         with output:
             yield output
+            output.flush()
+            os.fsync(output.fileno())
         part.replace(path)  # only whole output gets the name that was asked for
     except BaseException:
         part.unlink(missing_ok=True)
@@ -47,14 +79,13 @@ def read_input(path: str | None, *, flag: str = "input") -> Generator[str, None,
         flag: the flag that named it, for messages.
 
     Raises:
-        UserError: the file cannot be read (at once), or is not UTF-8 (at the line).
+        UserError: the file cannot be read (at once), or a line is not UTF-8, or endless (when it comes to it).
     """
     if path is None:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", newline="\n")
-        return _lines(sys.stdin, "standard input")
+        typed = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+        return _lines(typed, "standard input")
     try:
-        file = open(path, encoding="utf-8", newline="\n")  # now: what cannot be read is told before a model is loaded
+        file = open(path, "rb")  # now: what cannot be read is told before a model is loaded
     except OSError as error:
         raise UserError(f"--{flag}={path}: cannot be read ({error.strerror}).") from error
     lines = _file_lines(file, path)
@@ -73,20 +104,21 @@ def count_lines(path: str | None) -> int | None:
     return count + (last != b"\n")
 
 
-def _file_lines(file: TextIO, name: str) -> Generator[str, None, None]:
+def _file_lines(file: IO[bytes], name: str) -> Generator[str, None, None]:
     with file:
         yield ""
         yield from _lines(file, name)
 
 
-def _lines(stream: TextIO, name: str) -> Generator[str, None, None]:
-    number = 0
-    try:
-        for line in stream:
-            number += 1
-            yield line.removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}: line {number + 1} or one soon after it is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-            "convert the text with iconv."
-        ) from error
+def _lines(stream: IO[bytes], name: str) -> Generator[str, None, None]:
+    for number, line in enumerate(iter(lambda: stream.readline(MOST_BYTES), b""), start=1):
+        if len(line) == MOST_BYTES:
+            raise UserError(f"{name}: line {number} has {MOST_BYTES:,} bytes or more; this is no text.")
+        try:  # without the mark that some files begin with
+            text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}: line {number} is not UTF-8 (byte 0x{error.object[error.start]:02x} at position "
+                f"{error.start + 1} of the line); convert the text with iconv."
+            ) from error
+        yield text.removesuffix("\n").removesuffix("\r")

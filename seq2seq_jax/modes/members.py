@@ -164,14 +164,16 @@ def _read_finished(config: ConfigDict, folder: Folder, check: Check | None) -> d
     """The results of a member that has come to its end, or None; refuses one that is not like the first."""
     try:
         results = json.loads(folder.results.read_bytes())
-        trained = results["config"]["train"]
-    except (OSError, ValueError, KeyError, TypeError):
+        length = "epochs" if config.train.epochs else "steps"
+        wanted, taken = config.train[length], results["config"]["train"].get(length, 0)
+        texts = all(isinstance(digest, str) for digest in _list_digests(results).values())
+        if not texts or type(taken) not in (int, float):
+            return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # there are none, or they are damaged: they will be made again
     if not (folder.outputs / HYPOTHESES).is_file():
         return None
     check_resume(config, load_config(folder.config), folder.config)
-    length = "epochs" if config.train.epochs else "steps"
-    taken, wanted = trained.get(length, 0), config.train[length]
     if taken > wanted:
         raise UserError(
             f"{folder.root}: was trained for {taken} {length}, but config.train.{length} is {wanted}: all members take "

@@ -20,6 +20,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.speech import align_words, speech_scores
 from seq2seq_jax.evaluate.speech_report import render_speech_page
 from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import FrameModel, PyTree, Seq2Seq
 from seq2seq_jax.modes.speech_pictures import save_picture
 from seq2seq_jax.parallel.hosts import Hosts
@@ -159,6 +160,7 @@ def _score(experiment: Experiment, found: list[Recognition], test: ParallelText,
     folder.outputs.mkdir(parents=True, exist_ok=True)
     for name, lines in (("hypotheses", hypotheses), ("references", references), ("clips", test.source)):
         replace_text(folder.outputs / f"test.{name}.txt", "".join(line + "\n" for line in lines))
+    reach("test")
     nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))
     replace_text(folder.outputs / "test.nbest.txt", "".join(nbest))
     scores: dict[str, Any] = dict(speech_scores(hypotheses, references))

@@ -27,10 +27,10 @@ from seq2seq_jax.data.sources import read_lines
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.decode.arpa import read_arpa
-from seq2seq_jax.decode.ngram import find_missing
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.corpus_metric import CorpusMetric, make_metric
 from seq2seq_jax.evaluate.tuning import RESTARTS, Lists, cross_validate, find_oracle, fit_totals, tune
+from seq2seq_jax.modes.ensemble import match_pieces
 from seq2seq_jax.modes.evaluate import load_run
 from seq2seq_jax.modes.lines import open_output
 from seq2seq_jax.modes.rescore_request import AVERAGE, Request, find_languages
@@ -196,15 +196,7 @@ def add_ngram(items: Sequence[Hypothesis], file: Path, run: Path, name: str) -> 
         UserError: the model cannot be read, or lists none of the vocabulary's pieces.
     """
     arpa, vocab = read_arpa(file), Vocabs.load(Folder(run).vocab).target
-    pieces = spell_pieces(vocab, range(vocab.first_id, vocab.size))
-    missing = find_missing(arpa, pieces)
-    if len(missing) == len(pieces):
-        raise UserError(
-            f"config.decode.ngram: {arpa.name} lists none of the vocabulary's {len(pieces)} pieces (such as "
-            f"{pieces[0]!r}); make it of text that is cut into these pieces."
-        )
-    if missing:
-        say(f"config.decode.ngram: {arpa.name} lists {len(missing)} pieces not, such as {missing[0]!r}: they are <unk>")
+    match_pieces(arpa, vocab)
     texts = list(dict.fromkeys(item.text for item in items))
     tokens = vocab.encode_many(texts)
     found = {
@@ -304,14 +296,16 @@ def _write(
     totals = make_matrix(items, columns) @ weights
     groups = group_segments(items)
     best = [""] * max(lines, max(groups) + 1)
-    with open_output(request.output) as output, open_output(f"{request.output}.1best") as first:
+    read = (request.lists, request.source, request.reference, request.weights)
+    best_name = f"{request.output}.1best"
+    with open_output(request.output, apart_from=read) as output, open_output(best_name, apart_from=read) as first:
         for segment, places in groups.items():
             ranked = sorted(places, key=lambda place: -totals[place])  # of equal ones the system's order
             best[segment] = items[ranked[0]].text
             for place in ranked:
                 output.write(render_line(dataclasses.replace(items[place], total=round(float(totals[place]), 9))))
         first.writelines(line + "\n" for line in best)
-    report["files"] = [request.output, f"{request.output}.1best"]
+    report["files"] = [request.output, best_name]
     if request.weights is None:
         kept = ("metric", "signature", "scores", "weights", "models")
         write_json(f"{request.output}.weights.json", {name: report[name] for name in kept})

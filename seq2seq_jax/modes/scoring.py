@@ -16,6 +16,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluate.attention_maps import save_attention_map
 from seq2seq_jax.evaluate.text import corpus_scores
 from seq2seq_jax.experiment import Experiment
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.measuring import measure_test
 from seq2seq_jax.modes.recognising import evaluate_speech
@@ -26,7 +27,7 @@ from seq2seq_jax.tasks.search import Program
 from seq2seq_jax.tasks.translation import Translation
 from seq2seq_jax.train.checkpoints import Restored
 from seq2seq_jax.train.signals import StopSignal
-from seq2seq_jax.train.writers import replace_text
+from seq2seq_jax.train.writers import print_line, replace_text
 from seq2seq_jax.vocabularies import AUTO
 from seq2seq_jax.workdir import Folder
 
@@ -34,13 +35,13 @@ from seq2seq_jax.workdir import Folder
 def say(text: str) -> None:
     """Tells people something, once for all hosts: on standard error, because standard output is for results."""
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, sys.stderr)
 
 
 def warn(text: str) -> None:
     """Tells people what went wrong on this host."""
     where = f"host {jax.process_index()}: " if jax.process_count() > 1 else ""
-    print(where + text, file=sys.stderr, flush=True)
+    print_line(where + text, sys.stderr)
 
 
 def evaluate_test(
@@ -113,6 +114,7 @@ def _score(experiment: Experiment, found: list[Translation], test: ParallelText,
     config, references = experiment.config, get_references(test)
     folder.outputs.mkdir(parents=True, exist_ok=True)
     replace_text(folder.outputs / "test.hypotheses.txt", "".join(item.text + "\n" for item in found))
+    reach("test")
     replace_text(folder.outputs / "test.source.txt", "".join(line + "\n" for line in test.source))
     replace_text(folder.outputs / "test.references.txt", "".join(line + "\n" for line in references))
     nbest = (moses_nbest(n, item.candidates) for n, item in enumerate(found))

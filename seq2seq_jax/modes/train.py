@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import time
@@ -19,17 +18,18 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.config import check_resume, hash_config, load_config, with_absolute_prefixes
 from seq2seq_jax.corpora import Corpus, Splits, find_prepared, open_splits
-from seq2seq_jax.data.coverage import Coverage, describe_coverage
 from seq2seq_jax.data.pipeline import batches
-from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.experiment import Experiment, build, make_model
+from seq2seq_jax.experiment import Experiment, build
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.modes.dev_scores import make_dev_evaluation
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import best_by
 from seq2seq_jax.modes.measure_features import measure_features
 from seq2seq_jax.modes.scoring import evaluate_test, say, warn
 from seq2seq_jax.modes.sequence_step import make_sequence_step
+from seq2seq_jax.modes.start_checks import check_profile, check_room
+from seq2seq_jax.modes.summary import describe_origin, sum_up, tell_coverage, tell_skipped, tell_start
 from seq2seq_jax.modes.warm_start import warm_start
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
 from seq2seq_jax.parallel.shard import place_batch, rows_here
@@ -43,8 +43,8 @@ from seq2seq_jax.train.profiling import Profile, parse_profile_steps
 from seq2seq_jax.train.signals import StopSignal
 from seq2seq_jax.train.step import TrainState
 from seq2seq_jax.train.stopping import Evaluations
-from seq2seq_jax.train.tensorboard import TensorBoard, check_tensorboard
-from seq2seq_jax.train.writers import MetricsFile, Progress, format_duration, write_json
+from seq2seq_jax.train.tensorboard import TensorBoard
+from seq2seq_jax.train.writers import MetricsFile, Progress, write_json
 from seq2seq_jax.vocabularies import measure_coverage, obtain_ngram, obtain_vocabs
 from seq2seq_jax.workdir import Folder
 
@@ -63,15 +63,17 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
             then the one in the run's folder as it is.
     """
     started = time.monotonic()
+    reach("start")
     folder = Folder(root)
+    if hosts.is_primary:
+        folder.remove_unfinished()
     config = with_absolute_prefixes(config)
-    _check_extras(config)
     experiment, corpus, splits, covered = _set_up(config, folder, hosts, check)
     config = experiment.config  # its steps are counted
     with (
         StopSignal(hosts.look) as stop,
-        Checkpoints(folder.checkpoints, keep_last=config.train.keep_last, warn=warn, **best_by(config)) as checkpoints,
-        MetricsFile(folder.metrics if hosts.is_primary else os.devnull) as metrics,
+        Checkpoints(folder.checkpoints, **_keep(config), warn=warn, **best_by(config)) as checkpoints,
+        MetricsFile(folder.metrics if hosts.is_primary else os.devnull, warn=warn) as metrics,
         open(os.devnull, "w") as nowhere,
         contextlib.ExitStack() as closing,
     ):
@@ -83,7 +85,7 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
             board = closing.enter_context(contextlib.closing(TensorBoard(folder.tensorboard)))
             metrics.follow(board.add)
         evaluations = _remember(config, meta, first)
-        _tell_start(experiment, state, first, time.monotonic() - started)
+        tell_start(experiment, state, first, time.monotonic() - started)
         screen = None if hosts.is_primary else nowhere
         with Progress(config.train.steps, start=first, stream=screen) as progress:
             clock = Clock(meta["seconds"] if meta else 0.0, started)
@@ -95,29 +97,27 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
         checkpoints.wait()
         if evaluations.is_over():
             say(f"stopped early at step {int(state.step)}: {evaluations.describe()}")
-        trained = {"parameters_sha256": hash_parameters(state.averaged), "steps": int(state.step)}
+        trained = {"steps": int(state.step), "state_sha256": hash_parameters(state)}
         chosen = _choose(experiment, checkpoints, state)
         models = join_models(experiment, chosen.state.averaged, folder)
         scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts, models)
-        totals = _sum_up(folder.metrics)
+        totals = sum_up(folder.metrics)
     results = {
         "test": scores,
         "parameters": count_parameters(state.params),
+        "parameters_sha256": hash_parameters(state.averaged),
         **trained,
         "stopped_early": evaluations.is_over(),
         **totals,
-        **_tell_skipped(corpus),
+        **tell_skipped(corpus),
         "wall_seconds": round(clock.seconds(), 1),
-        "corpus_sha256": splits.digests,
-        "corpus_pairs": {name: len(getattr(splits, name)) for name in splits.digests},
-        "vocab_sha256": experiment.vocabs.digest,
         **({"coverage": covered} if covered else {}),
-        "versions": versions(),
-        "devices": [device.device_kind for device in experiment.training.mesh.devices.flat],
-        "config": config.to_dict(),
+        **describe_origin(experiment, splits, folder, models[1]),
     }
     if hosts.is_primary:
+        reach("results")
         write_json(folder.results, results)
+    reach("close")
     return results
 
 
@@ -141,12 +141,14 @@ def _set_up(
     hosts.primary_first("ngram", lambda: obtain_ngram(config, vocabs, folder.ngram, splits.train))
     join_models(experiment, None, folder)  # refuses now what the test at the end could not search with
     corpus = Corpus.make(config, vocabs, splits)  # refuses what cannot be planned, before anything is written down
+    check_room(experiment, corpus, splits)
     hosts.check_same("clips", describe_clips({"train": corpus.pairs, "dev": corpus.dev}))
     experiment = _count_epochs(experiment, corpus)
     if hosts.is_primary:
+        reach("config")
         write_json(folder.config, experiment.config.to_dict())
     say(f"data: {splits.train.name}: {corpus.plan.describe()}; vocabulary of {len(vocabs.source)} {config.vocab.kind}")
-    covered = _tell_coverage(measure_coverage(config, vocabs, splits), vocabs)
+    covered = tell_coverage(measure_coverage(config, vocabs, splits), vocabs)
     return experiment, corpus, splits, covered
 
 
@@ -157,30 +159,8 @@ def _count_epochs(experiment: Experiment, corpus: Corpus) -> Experiment:
     if keys.epochs:
         keys.steps = max(1, math.ceil(keys.epochs * updates - 1e-6))  # whole epochs are not made longer by rounding
         say(f"epochs: config.train.epochs={keys.epochs:g} of {updates:,.6g} updates: {keys.steps:,} steps")
-        _check_profile(config)
+        check_profile(config)
     return build(config, experiment.vocabs, updates_per_epoch=updates)
-
-
-def _check_extras(config: ConfigDict) -> None:
-    """Refuses at once what would only be noticed later.
-
-    Raises:
-        UserError: the model's sizes contradict each other, there are not these steps to profile, or a package is
-            missing.
-    """
-    make_model(config, 8, 8)
-    if not config.train.epochs:
-        _check_profile(config)
-    if config.train.tensorboard:
-        check_tensorboard()
-
-
-def _check_profile(config: ConfigDict) -> None:
-    """Refuses steps to profile that the run will not take."""
-    try:
-        parse_profile_steps(config.train.profile_steps, config.train.steps)
-    except ValueError as error:
-        raise UserError(f"config: {error}") from error
 
 
 def _start(
@@ -190,6 +170,7 @@ def _start(
     restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
         return _begin(experiment, checkpoints.directory.parent, corpus), None
+    reach("restore", restored.step)
     expected = {
         "vocab_sha256": ("vocabulary", experiment.vocabs.digest),
         "train_sha256": ("training corpus", splits.train.digest),
@@ -225,8 +206,13 @@ def _begin(experiment: Experiment, root: Path, corpus: Corpus) -> TrainState:
     state, taken = warm_start(experiment, state, Path(source))
     say(taken.describe())
     if jax.process_index() == 0:
-        write_json(root / "init_from.json", dataclasses.asdict(taken))
+        write_json(Folder(root).started, dataclasses.asdict(taken))
     return state
+
+
+def _keep(config: ConfigDict) -> dict[str, Any]:
+    """How many checkpoints to keep."""
+    return {"keep_last": config.train.keep_last, "keep_hours": config.train.keep_hours}
 
 
 def _remember(config: ConfigDict, meta: Mapping[str, Any] | None, step: int) -> Evaluations:
@@ -237,36 +223,6 @@ def _remember(config: ConfigDict, meta: Mapping[str, Any] | None, step: int) -> 
     if evaluations.is_over() and keys.steps > told.get("steps", keys.steps):
         evaluations.be_patient_again(step)
     return evaluations
-
-
-def _tell_coverage(covered: Mapping[str, Mapping[str, Coverage]], vocabs: Vocabs) -> dict[str, Any]:
-    """Says what each side's vocabulary knows of the text; returns the counts for the results."""
-    for side, found in covered.items():
-        say(describe_coverage(side, getattr(vocabs, side), found))
-    return {side: {name: dataclasses.asdict(part) for name, part in found.items()} for side, found in covered.items()}
-
-
-def _tell_skipped(corpus: Corpus) -> dict[str, Any]:
-    """Says which clips could not be read while training; returns them, and why, for the results."""
-    skipped = dict(getattr(corpus.pairs, "skipped", {}))
-    if not skipped:
-        return {}
-    say(f"{len(skipped)} clips could not be read in training and were left out: {', '.join(list(skipped)[:5])}")
-    return {"skipped_clips": skipped}
-
-
-def _tell_start(experiment: Experiment, state: TrainState, first: int, seconds: float) -> None:
-    devices = experiment.training.mesh.devices
-    where = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-    kind = f"{devices.size} x {devices.flat[0].device_kind}{where}"
-    begin = f"resuming at step {first}" if first else "starting"
-    count = count_parameters(state.params)
-    frozen = experiment.training.count_frozen()
-    trained = f", of which {count - frozen:,} are trained," if frozen else ""
-    say(f"{experiment.config.model.name}: {count:,} parameters{trained} on {kind}; {begin} after "
-        f"{format_duration(seconds)}")  # fmt: skip
-    if first >= experiment.config.train.steps:
-        say(f"step {first} is the last one (config.train.steps): nothing left to train, evaluating")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,19 +338,3 @@ def _choose(experiment: Experiment, checkpoints: Checkpoints, state: TrainState)
         if restored is not None:
             return restored
     return Restored(int(state.step), state, {})
-
-
-def _sum_up(path: Path) -> dict[str, Any]:
-    """Training speed over the whole run, from its log lines; a run in several parts counts as one."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    lines = [record for record in records if "source_tokens_per_second" in record]
-    last = lines[-1] if lines else {}
-    rates = [record["source_tokens_per_second"] + record["target_tokens_per_second"] for record in lines]
-    ordered = sorted(rates)
-    return {
-        "tokens_per_second": round(ordered[len(ordered) // 2], 1) if ordered else 0.0,
-        "pad_share": last.get("pad_share"),
-        "data_wait_share": last.get("data_wait_share"),
-        "train_loss": last.get("loss"),
-        "skipped_steps": sum(1 for record in records if record.get("event") == "skipped"),
-    }

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +14,7 @@ from seq2seq_jax.config import takes_source
 from seq2seq_jax.data.spec import name_target
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.modes.lines import open_whole
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.tasks.vectors import SentenceEncoder, name_kind
 from seq2seq_jax.train.writers import format_duration
@@ -45,7 +44,9 @@ def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: 
     """
     if not takes_source(config.model):
         raise UserError(f"--workdir={root}: a language model reads no source and has no vectors; name another run.")
-    with _open_whole(output) as file:
+    if not output:
+        raise UserError("--output is missing: name the file of vectors to write (--output=vectors.npz).")
+    with open_whole(output) as file:
         experiment, chosen = load_run(config, Folder(root))
         tags = (name_target(config.data.target),) if config.data.target_tag else ()
         training, limits = experiment.training, {"rows": config.decode.rows, "max_len": config.decode.max_source_len}
@@ -62,25 +63,3 @@ def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: 
     took = format_duration(time.monotonic() - started)
     say(f"{count} vectors of {vectors.shape[1]} numbers ({kind}) to {output} in {took} (step {chosen.step})")
     return count, vectors.shape[1]
-
-
-@contextlib.contextmanager
-def _open_whole(output: str | None) -> Iterator[BinaryIO]:
-    """A file that gets its name when all is written."""
-    if not output:
-        raise UserError("--output is missing: name the file of vectors to write (--output=vectors.npz).")
-    path = Path(output)
-    if path.is_dir():
-        raise UserError(f"--output={output}: is a folder; name a file (--output={path / 'vectors.npz'}).")
-    part = path.with_name(path.name + ".part")
-    try:
-        file = part.open("wb")
-    except OSError as error:
-        raise UserError(f"--output={output}: cannot be written ({error.strerror}); choose another place.") from error
-    try:
-        with file:
-            yield file
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

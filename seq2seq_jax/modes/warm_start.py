@@ -23,8 +23,9 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import Array, PyTree
 from seq2seq_jax.modes.evaluate import load_run
+from seq2seq_jax.provenance import hash_parameters
 from seq2seq_jax.train.step import TrainState
-from seq2seq_jax.workdir import Folder
+from seq2seq_jax.workdir import Folder, refuse_foreign
 
 OTHER_SIDE = {"source_embedding.table": "target_embedding.table", "target_embedding.table": "source_embedding.table"}
 
@@ -41,6 +42,7 @@ class Taken:
         left: name → why it was not taken.
         unused: names that only the other run has.
         renamed: name → its name there, of a table that serves both sides here or there.
+        parameters_sha256: of all its parameters.
     """
 
     source: str
@@ -50,6 +52,7 @@ class Taken:
     left: dict[str, str]
     unused: tuple[str, ...]
     renamed: dict[str, str]
+    parameters_sha256: str
 
     def describe(self) -> str:
         """For people: what came along and what did not, one line each."""
@@ -73,6 +76,7 @@ def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple
     Raises:
         UserError: there is no usable run, or nothing of it fits.
     """
+    refuse_foreign(source, "--init_from")
     config = load_config(Folder(source).config)
     config.parallel = experiment.config.parallel  # onto the same devices, in the same shards
     config.data.rows_multiple = experiment.config.data.rows_multiple
@@ -106,7 +110,8 @@ def warm_start(experiment: Experiment, state: TrainState, source: Path) -> tuple
     params = _map_by_name(take, state.params)
     renamed = {name: there for name, there in renamed.items() if name not in left}
     unused = tuple(name for name in found if name not in boxes and name not in renamed.values())
-    taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused, renamed)
+    digest = hash_parameters(restored.state.averaged)
+    taken = Taken(str(source), restored.step, tuple(whole), rows, left, unused, renamed, digest)
     if not any(_is_matrix(boxes[name], name) for name in (*whole, *rows)):  # a bias fits anything
         raise UserError(f"--init_from={source}: nothing of it fits this model: {taken.describe()}.")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)

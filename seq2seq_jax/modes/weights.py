@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from seq2seq_jax.data.whole_file import read_whole
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.modes.scoring import say
 
@@ -23,16 +23,16 @@ def read_weights(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, or is not that.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_whole(path))
     except OSError as error:
         raise UserError(f"--weights={path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--weights={path}: not valid JSON ({error}).") from error
     weights, models = (found.get("weights"), found.get("models", {})) if isinstance(found, dict) else (None, {})
     if not isinstance(weights, dict) or not weights:
         raise UserError(f'--weights={path}: must be a JSON object with "weights", an object of lists by feature.')
     for name, values in weights.items():
-        if not isinstance(values, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        if not isinstance(values, list) or not all(type(v) in (int, float) and abs(v) < 1e300 for v in values):
             raise UserError(f"--weights={path}: the weights of {name!r} must be a list of finite numbers.")
     if not isinstance(models, dict) or not all(isinstance(told, dict) for told in models.values()):
         raise UserError(f'--weights={path}: its "models" must be an object of objects by feature.')

@@ -22,11 +22,14 @@ from typing import Any
 import numpy as np
 
 from seq2seq_jax.data.vocab import Vocabs
+from seq2seq_jax.data.whole_file import read_whole
 from seq2seq_jax.errors import UserError
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = "seq2seq_jax-1"
+OUTSIDE = ("ensemble", "language_model", "ngram")
+"""Keys of `decode` that name files, which in a folder from others they must not."""
 _CURE = "copy the folder again, or export it again from its run"
 
 
@@ -86,17 +89,21 @@ def write_model(
 def read_model(folder: Path) -> ModelFolder:
     """Reads a model's folder and compares its parts with the digests in the weights' header.
 
+    Nothing in the folder can name a file outside of it.
+
     Raises:
         UserError: a file is missing or unreadable, or is not what was written.
     """
     metadata, tensors = _read_weights(folder / WEIGHTS)
     if metadata.pop("header_sha256", "") != _hash(metadata) or metadata.get("format") != FORMAT:
         raise UserError(f"{folder / WEIGHTS}: its header is not that of an exported model ({FORMAT}); {_CURE}.")
-    page = folder / "config.json"
-    try:
-        config = json.loads(page.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{page}: cannot be read ({error}); {_CURE}.") from error
+    step = metadata.get("step", "0")
+    if not (step.isascii() and step.isdecimal() and len(step) < 19 and int(step) < 2**31):
+        raise UserError(f"{folder / WEIGHTS}: its step must be a whole number, but is {step[:40]!r}; {_CURE}.")
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{folder / WEIGHTS}: {name[:80]} holds NaN or infinite numbers; {_CURE}.")
+    config = _read_config(folder / "config.json")
     vocabs = Vocabs.load(folder / "vocab")
     found = _digests(config, vocabs, tensors)
     places = {"parameters_sha256": WEIGHTS, "vocab_sha256": "vocab", "model_sha256": "config.json"}
@@ -106,8 +113,29 @@ def read_model(folder: Path) -> ModelFolder:
                 f"{folder / places[key]}: not what was exported (its {key} is {digest[:12]}, the header of {WEIGHTS} "
                 f"says {str(metadata.get(key))[:12]}); {_CURE}."
             )
-    card = folder / CARD
-    return ModelFolder(config, vocabs, tensors, metadata, card.read_text(encoding="utf-8") if card.exists() else "")
+    return ModelFolder(config, vocabs, tensors, metadata, read_card(folder))
+
+
+def read_card(folder: Path) -> str:
+    """The text of README.md, whatever people have put there; empty where there is none."""
+    path = folder / CARD
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_config(page: Path) -> dict[str, Any]:
+    """The folder's config, which names no other file."""
+    try:
+        config = json.loads(read_whole(page))
+        decode = dict(config.get("decode", {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{page}: cannot be read ({error}); {_CURE}.") from error
+    for key in OUTSIDE:
+        if decode.get(key, "") not in ("", *(("auto",) if key == "ngram" else ())):
+            raise UserError(
+                f"{page}: decode.{key} must name nothing in a model's folder, but is {decode[key]!r}; {_CURE}. "
+                f"--config.decode.{key} names other models."
+            )
+    return config
 
 
 def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
@@ -121,13 +149,19 @@ def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def nest(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Dotted paths to a tree of dicts: `{"a.b": x}` to `{"a": {"b": x}}`."""
+    """Dotted paths to a tree of dicts: `{"a.b": x}` to `{"a": {"b": x}}`.
+
+    Raises:
+        UserError: a path goes on behind another one's end.
+    """
     tree: dict[str, Any] = {}
-    for name, array in tensors.items():
+    for name, array in sorted(tensors.items()):  # "a" before "a.b"
         *path, last = name.split(".")
         place = tree
         for part in path:
             place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{WEIGHTS}: {name[:80]!r} goes on behind the name of another parameter; {_CURE}.")
         place[last] = array
     return tree
 

@@ -8,6 +8,7 @@ import html
 import json
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -18,6 +19,8 @@ CUE_LETTERS, LINE_LETTERS = 84, 42
 """Most letters that a subtitle shows at once, and those of a line: two lines."""
 CUE_SECONDS = 7.0
 """How long a subtitle stays at most, where words have times."""
+ARROW = re.compile("-{2,}>")
+"""What readers of subtitles take for the middle of a line of times."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +108,30 @@ def render(segments: Sequence[Segment], form: str, *, duration: float | None = N
         raise UserError(f"a transcript's format must be one of {', '.join(FORMATS)}, but is {form!r} instead.")
     cues = [cue for segment in segments for cue in cut_cues(segment) if cue.text]
     blocks = []
-    for n, cue in enumerate(cues, start=1):
+    for n, (cue, (start, end)) in enumerate(zip(cues, _time_cues(cues), strict=True), start=1):
         comma = "," if form == "srt" else "."
-        start = round(1000 * max(0.0, cue.start))
-        end = max(start + 1, round(1000 * cue.end))  # players refuse what ends when it begins
-        text = cue.text.replace("-->", "->")
+        text = ARROW.sub("->", cue.text)
         lines = textwrap.wrap(text, LINE_LETTERS, break_long_words=False, break_on_hyphens=False)
         shown = "\n".join(html.escape(line, quote=False) if form == "vtt" else line for line in lines)
         head = f"{n}\n" if form == "srt" else ""
         blocks.append(f"{head}{_tell_time(start, comma)} --> {_tell_time(end, comma)}\n{shown}\n")
     return "\n".join((["WEBVTT\n"] if form == "vtt" else []) + blocks)
+
+
+def _time_cues(cues: Sequence[Segment]) -> list[tuple[int, int]]:
+    """First and last millisecond of each: one ends where the next begins, and none ends when it begins.
+
+    Players refuse what has no length, and show what overlaps in two places.
+    """
+    times: list[tuple[int, int]] = []
+    for cue in cues:
+        start = max(0, round(1000 * cue.start))
+        if times:
+            begun, ended = times[-1]
+            start = max(start, begun + 1)
+            times[-1] = (begun, min(ended, start))
+        times.append((start, max(start + 1, round(1000 * cue.end))))
+    return times
 
 
 def cut_cues(segment: Segment) -> Iterator[Segment]:

@@ -80,7 +80,7 @@ def parse_wish(line: str, *, where: str, default: Wish = Wish()) -> Wish:
         return default
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{where}: not JSON ({error}); write an object such as {{"must": ["word"]}}.') from error
     if not isinstance(found, dict):
         raise UserError(f'{where}: must be a JSON object, such as {{"must": ["word"]}}, but is {line.strip()[:40]!r}.')

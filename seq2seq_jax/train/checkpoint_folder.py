@@ -5,7 +5,7 @@ Every move is one rename, so that a kill at any moment leaves each step whole or
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
 import shutil
@@ -18,10 +18,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.failpoints import reach
 
 QUARANTINE = "quarantine"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's name for a step that is not committed yet
 _REMOVED = ".removed"  # a step on its way out
+_STEP = re.compile("0|[1-9][0-9]{0,17}")  # as this package writes the name of a step
 _MOST = 1000  # numbers that hosts agree on at a time, letters that they say
 
 
@@ -44,18 +46,31 @@ def prepare_folder(directory: str | os.PathLike[str], *, read_only: bool) -> Pat
     if not read_only and is_primary():
         try:
             path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()  # better now than after the first thousand steps
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {path}: {error.strerror}; choose another folder") from error
         _delete(path / name for name in os.listdir(path) if _UNFINISHED in name or name.endswith(_REMOVED))
+    if not read_only and (problem := try_to_write(path)):  # better now than after the first thousand steps
+        raise UserError(f"cannot write checkpoints to {path}: {problem}; choose another folder")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoint folder")
     return path
 
 
+def try_to_write(folder: Path) -> str:
+    """Why the first host cannot make a folder and write a file there; "" if it can. All hosts hear it."""
+    problem = ""
+    if is_primary():
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, suffix=_UNFINISHED) as made:
+                (Path(made) / "file").write_bytes(bytes(4096))
+        except OSError as error:
+            problem = error.strerror or str(error)
+    return next(filter(None, hear_all(problem)), "")
+
+
 def list_steps(folder: Path) -> list[int]:
-    """The committed steps, oldest first."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    """The committed steps, oldest first; also what bears the name of one and is no folder, for `restore` to find."""
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name))
 
 
 def agree_on(numbers: list[int]) -> list[int]:
@@ -82,25 +97,37 @@ def remove_steps(folder: Path, steps: Iterable[int]) -> None:
     doomed = []
     for step in steps:
         doomed.append((folder / str(step)).rename(folder / f"{step}{_REMOVED}"))
+        reach("rotate", step)
     _delete(doomed)
 
 
-def remove_unfinished(folder: Path, step: int) -> None:
-    """Deletes what a failed save of `step` left, to give its space back."""
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what failed saves left, to give its space back; not while another is under way."""
     if is_primary():
-        _delete(folder.glob(f"{step}{_UNFINISHED}*"))
+        _delete(folder.glob(f"*{_UNFINISHED}*"))
 
 
 def quarantine_step(folder: Path, step: int) -> Path:
-    """Moves a damaged step to the quarantine under a name of its own, and returns where it lies."""
+    """Moves a damaged step to the quarantine under a name of its own, and returns where it lies.
+
+    Raises:
+      UserError: it cannot be moved.
+    """
     target = folder / QUARANTINE / str(step)
+    reach("quarantine", step)
     if is_primary():
-        target.parent.mkdir(exist_ok=True)
-        number = 1
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{step}.{number}")
-        (folder / str(step)).rename(target)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            number = 1
+            while os.path.lexists(target):
+                number += 1
+                target = target.with_name(f"{step}.{number}")
+            if os.path.lexists(folder / str(step)):
+                (folder / str(step)).rename(target)
+        except OSError as error:
+            raise UserError(
+                f"{folder / str(step)} is damaged and cannot be moved to {target}: {error.strerror}; move it yourself"
+            ) from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"quarantine {step}")
     return target
@@ -116,12 +143,11 @@ def describe_error(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def drop_orbax_error(record: logging.LogRecord) -> bool:
-    """A log filter. Orbax logs the traceback of one failed write four times and then raises it: `warn` says it once."""
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
-
-
 def _delete(paths: Iterable[Path]) -> None:
     """Deletes folders as far as possible; what stays is tried again at the next start."""
     for path in list(paths):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()

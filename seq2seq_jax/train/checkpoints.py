@@ -6,64 +6,46 @@ Orbax writes the arrays and commits a step by renaming its folder. Around it:
     <directory>/<step>/manifest.json  ... and verifiable: sizes and digests of all its files
     <directory>/quarantine/<step>     a step that was damaged; moved here, never deleted
 
-A step without a manifest comes of a crash between the two; it is usable, with a warning. Old steps are rotated by this
-module and not by Orbax, which removes the old step once the new one is committed: here one is removed only after a
-newer one has its manifest. Metrics travel in the step's record, and the best step is chosen from them.
+Verified steps are used first, the newest first. A step without a manifest comes of a crash between the two, or its
+manifest was lost, and then so may be more: it is used where no step can be verified, and set aside with the damaged
+ones otherwise. Old steps are rotated by this module and not by Orbax, which removes the old step once the new one is
+committed: here one is removed only after a newer one has its manifest. Metrics stand in the manifest, and the best step
+is chosen from them.
 
 Folders must be local or mounted, and the same for all hosts: files are renamed, synced and hashed in place.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
 
-from seq2seq_jax.errors import NoUsableCheckpointError, UserError
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.train.checkpoint_folder import (
-    QUARANTINE,
     agree_on,
     describe_error,
-    drop_orbax_error,
-    hear_all,
     is_primary,
     list_steps,
     prepare_folder,
-    quarantine_step,
     remove_steps,
     remove_unfinished,
+    try_to_write,
 )
-from seq2seq_jax.train.manifest import (
-    MANIFEST,
-    Standing,
-    Verdict,
-    check_leaves,
-    make_record,
-    name_fields,
-    read_manifest,
-    take_fields,
-    verify_manifest,
-    write_manifest,
-)
+from seq2seq_jax.train.checkpoint_reader import CheckpointReader, Restored
+from seq2seq_jax.train.manifest import make_record, name_fields, read_records, write_manifest
+from seq2seq_jax.train.orbax_messages import silence_orbax
+from seq2seq_jax.train.retention import Retention
 
 MAX_FAILED_SAVES = 3
-
-
-class Restored(NamedTuple):
-    """A checkpoint that was read back."""
-
-    step: int
-    state: PyTree
-    meta: dict[str, Any]
+NOT_SAVED = "was not saved"
 
 
 class Checkpoints:
@@ -75,6 +57,7 @@ class Checkpoints:
       directory: the folder, made if need be. A relative path is fixed to the current directory now.
       keep_last: how many of the newest verified steps to keep.
       keep_best: how many of the best steps by `best_metric` to keep besides.
+      keep_hours: keep the first step of every so many hours of training, too (`seconds` in `meta`); 0 is none.
       best_metric: the key in `metrics` that ranks steps.
       best_mode: whether a large ("max") or a small ("min") value is good.
       asynchronous: write in the background.
@@ -92,28 +75,23 @@ class Checkpoints:
         *,
         keep_last: int = 2,
         keep_best: int = 1,
+        keep_hours: float = 0.0,
         best_metric: str = "bleu",
         best_mode: Literal["max", "min"] = "max",
         asynchronous: bool = True,
         read_only: bool = False,
         warn: Callable[[str], None],
     ):
-        if keep_last < 1:
-            raise UserError(f"keep_last must be at least 1, but is {keep_last}: a run could not resume")
+        self._retention = Retention(keep_last, keep_best, keep_hours, best_metric, best_mode)
         self.directory = prepare_folder(directory, read_only=read_only)
-        self._keep_last = keep_last
-        self._keep_best = keep_best
-        self._best_metric = best_metric
-        self._sign = 1.0 if best_mode == "max" else -1.0
         self._asynchronous, self._read_only, self._warn = asynchronous, read_only, warn
-        self._saving: int | None = None  # the step that Orbax is writing
+        self._saving: tuple[int, dict[str, Any]] | None = None  # the step that Orbax is writing, and its record
         self._hashing: tuple[int, Future[None]] | None = None  # the step whose manifest is being made
-        self._records: dict[int, dict[str, Any]] = {}  # what was saved with each step: meta, metrics
         self._failed_saves = 0
         self._closed = False
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="manifest")
-        logging.getLogger("absl").addFilter(drop_orbax_error)  # adding it again does nothing
-        self._manager = self._open_manager()
+        silence_orbax()
+        self._open_manager()
 
     def save(
         self, step: int, state: PyTree, *, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -142,13 +120,18 @@ class Checkpoints:
         if step in agree_on(self.steps()):
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(name_fields(state)), meta=ocp.args.JsonSave(record))
+        remove_unfinished(self.directory)  # writes that were still under way when one of them failed
+        if problem := try_to_write(self.directory):  # Orbax leaves threads that wait for the folder it could not make
+            self._note_failure(step, OSError(problem))
+            return False
         try:
+            reach("save", step)
             self._manager.save(step, args=items, force=True)
         except Exception as error:
             self._note_failure(step, error)
             return False
-        self._saving = step
-        self._records[step] = record
+        reach("arrays", step)
+        self._saving = step, record
         if not self._asynchronous:
             self.wait()
             return step in self.steps()
@@ -157,9 +140,9 @@ class Checkpoints:
     def record_metrics(self, step: int, *, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Gives a saved step the scores that were not known yet when it was saved; they stand in its manifest."""
         self.wait()
-        self._records[step] = make_record(meta, metrics)
+        reach("record", step)
         if is_primary():
-            write_manifest(self._folder(step), step=step, record=self._records[step])
+            write_manifest(self._folder(step), step=step, record=make_record(meta, metrics))
 
     def poll(self) -> None:
         """Looks after a save in the background; call it every step, it is cheap.
@@ -182,13 +165,14 @@ class Checkpoints:
             self._finish_manifest()
 
     def restore(self, abstract_state: PyTree, *, step: int | None = None) -> Restored | None:
-        """Reads back the newest usable checkpoint, or that of `step`.
+        """Reads back the newest verified checkpoint, or that of `step`.
 
-        A damaged step is moved to the quarantine with one warning, and the next older one is tried.
+        A step that is damaged, or newer than the one that is read and without a manifest, is moved to the quarantine
+        with one warning. Where no step can be verified the newest that can be read is taken, with a warning.
 
         Args:
           abstract_state: `jax.ShapeDtypeStruct` leaves with the sharding to restore to, on any number of devices.
-          step: restore this step and no other.
+          step: restore this step and no other; it must be verified.
 
         Returns:
           The checkpoint, or None where there has never been one.
@@ -202,23 +186,23 @@ class Checkpoints:
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{self.directory} has no checkpoint of step {step}; it has those of {there}.")
-        quarantine = self.directory / QUARANTINE
-        reasons = [f"{path.name} is in {QUARANTINE}" for path in sorted(quarantine.glob("*"))]
-        if not steps and not reasons:
-            return None
-        for candidate in reversed(steps) if step is None else [step]:
-            verdict = self._verify(candidate)
-            if verdict.standing is not Standing.BAD:
-                try:
-                    return self._read(candidate, abstract_state, verdict)
-                except _UnreadableError as error:
-                    verdict = Verdict(Standing.BAD, str(error))
-            reasons.append(f"step {candidate}: {verdict.reason}")
-            self._set_aside(candidate, verdict.reason)
-        raise NoUsableCheckpointError(
-            f"no checkpoint in {self.directory} is usable ({'; '.join(reasons)}). Put back a good copy, "
-            "or start anew in another folder; training never restarts from step 0 by itself"
-        )
+        return self._restore(abstract_state, steps[::-1] if step is None else [step], unverified=step is None)
+
+    def restore_best(self, abstract_state: PyTree) -> Restored | None:
+        """Reads back the best verified checkpoint by `best_metric`; where none has a score, as `restore` does.
+
+        Returns and raises what `restore` does; a damaged step is set aside, and the next best is tried.
+        """
+        self.wait()
+        ranked = agree_on(self._rank())
+        rest = [step for step in agree_on(self.steps())[::-1] if step not in ranked]
+        return self._restore(abstract_state, ranked + rest, unverified=True)
+
+    def _restore(self, abstract_state: PyTree, order: Sequence[int], *, unverified: bool) -> Restored | None:
+        restored = self._reader.restore(abstract_state, order, unverified=unverified)
+        if restored is not None and not restored.verified and not self._read_only:
+            self._begin_manifest(restored.step, make_record(restored.meta, restored.metrics))
+        return restored
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first; read from the disk."""
@@ -229,12 +213,12 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The committed step with the best `best_metric` (the newer one of equals), or None."""
+        """The step with the best `best_metric` (the newer one of equals) of those that have a manifest, or None."""
         return next(iter(agree_on(self._rank()[:1])), None)
 
     def metrics(self, step: int) -> dict[str, float]:
         """The scores that were saved with a step; empty if none were or they cannot be read."""
-        return self._record(step).get("metrics", {})
+        return read_records(self.directory, [step]).get(step, {}).get("metrics", {})
 
     def close(self) -> None:
         """Waits for the last save and its manifest; may be called twice, and after errors.
@@ -253,6 +237,8 @@ class Checkpoints:
                 self._manager.close()
             except Exception as error:
                 self._warn(f"closing the checkpoints in {self.directory} failed: {describe_error(error)}")
+            if not self._read_only:
+                remove_unfinished(self.directory)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -268,7 +254,7 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _open_manager(self) -> ocp.CheckpointManager:
+    def _open_manager(self) -> None:
         """Orbax as the writer alone: no rotation, no reading of old steps (damaged ones would raise here)."""
         options = ocp.CheckpointManagerOptions(
             create=False,
@@ -277,12 +263,19 @@ class Checkpoints:
             read_only=self._read_only,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._reader = CheckpointReader(self.directory, self._manager, read_only=self._read_only, warn=self._warn)
+
+    def _reopen_manager(self) -> None:
+        """Another Orbax after a failed save: the old one may still be writing, and would raise the same error again."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._open_manager()
 
     def _finish_save(self) -> None:
-        step, self._saving = self._saving, None
-        if step is None:
+        if self._saving is None:
             return
+        (step, record), self._saving = self._saving, None
         try:
             self._manager.wait_until_finished()
             if not self._folder(step).is_dir():
@@ -290,10 +283,14 @@ class Checkpoints:
         except Exception as error:
             self._note_failure(step, error)
             return
-        self._failed_saves = 0
+        reach("commit", step)
+        self._begin_manifest(step, record)
+
+    def _begin_manifest(self, step: int, record: dict[str, Any]) -> None:
         if is_primary():
-            folder, record = self._folder(step), self._records[step]
-            self._hashing = step, self._hasher.submit(write_manifest, folder, step=step, record=record)
+            self._hashing = step, self._hasher.submit(write_manifest, self._folder(step), step=step, record=record)
+        else:
+            self._failed_saves = 0
 
     def _finish_manifest(self) -> None:
         if self._hashing is None:
@@ -302,18 +299,22 @@ class Checkpoints:
         try:
             future.result()
         except Exception as error:
-            self._warn(f"checkpoint of step {step} is saved, but has no manifest: {describe_error(error)}")
+            self._note_failure(step, error, "has no manifest")
             return
-        self._rotate()
+        self._failed_saves = 0
+        try:
+            self._rotate()
+        except OSError as error:
+            self._warn(f"old checkpoints in {self.directory} cannot be removed: {describe_error(error)}")
 
-    def _note_failure(self, step: int, error: Exception) -> None:
+    def _note_failure(self, step: int, error: Exception, what: str = NOT_SAVED) -> None:
         self._failed_saves += 1
-        self._records.pop(step, None)
-        remove_unfinished(self.directory, step)
-        self._manager.reload()  # it counts a step as saved once it is begun
+        if what == NOT_SAVED:
+            self._reopen_manager()
+        remove_unfinished(self.directory)
         reason = describe_error(error)
         if self._failed_saves < MAX_FAILED_SAVES:
-            self._warn(f"checkpoint of step {step} was not saved, the next one is tried as usual: {reason}")
+            self._warn(f"checkpoint of step {step} {what}, the next one is tried as usual: {reason}")
             return
         raise UserError(
             f"{self._failed_saves} checkpoints in a row could not be saved in {self.directory}: {reason}. Free disk "
@@ -321,80 +322,10 @@ class Checkpoints:
         )
 
     def _rotate(self) -> None:
-        """Removes steps older than the newest `keep_last` verified ones, except the best."""
+        """Removes the steps that need not be kept."""
         steps = self.steps()
-        verified = [step for step in steps if (self._folder(step) / MANIFEST).exists()]
-        if len(verified) < self._keep_last:
-            return
-        best = self._rank()[: self._keep_best]
-        old = [step for step in steps if step < verified[-self._keep_last] and step not in best]
-        remove_steps(self.directory, old)
-        for step in old:
-            self._records.pop(step, None)
+        remove_steps(self.directory, self._retention.find_old(steps, read_records(self.directory, steps)))
 
     def _rank(self) -> list[int]:
-        """The steps that have a finite `best_metric`, best first."""
-        scores = {step: self.metrics(step).get(self._best_metric, math.nan) for step in self.steps()}
-        finite = [step for step, score in scores.items() if math.isfinite(score)]
-        return sorted(finite, key=lambda step: (self._sign * scores[step], step), reverse=True)
-
-    def _record(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays of a step: memory, else manifest, else Orbax's own copy."""
-        if step not in self._records:
-            try:
-                self._records[step] = read_manifest(self._folder(step))
-            except (OSError, ValueError):
-                try:  # not through Orbax, which would wait for all hosts to ask
-                    self._records[step] = json.loads((self._folder(step) / "meta" / "metadata").read_text())
-                except (OSError, ValueError):  # damaged or gone: it has no scores, and restore will say why
-                    return {}
-        return self._records[step]
-
-    def _verify(self, step: int) -> Verdict:
-        """Every host reads its share of the files; the worst that one finds goes for all."""
-        own = verify_manifest(self._folder(step), step=step, share=(jax.process_index(), jax.process_count()))
-        verdicts = [Verdict(Standing(int(said[0])), said[1:]) for said in hear_all(f"{own.standing:d}{own.reason}")]
-        return max(verdicts, key=lambda verdict: verdict.standing)
-
-    def _read(self, step: int, abstract_state: PyTree, verdict: Verdict) -> Restored:
-        """Reads one step.
-
-        Raises:
-          UserError: it is of another model.
-          _UnreadableError: it has no manifest and Orbax cannot read it. (A verified step is what was written:
-            if that fails to load, the fault is elsewhere, and the error goes up as it is.)
-        """
-        wanted = name_fields(abstract_state)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore())
-        try:
-            stored = self._manager.item_metadata(step)["state"].tree
-            check_leaves(stored, abstract_state, folder=self._folder(step))
-            found = self._manager.restore(step, args=items)
-            told = read_manifest(self._folder(step)) if verdict.standing is Standing.VERIFIED else found["meta"]
-            record = {"meta": told["meta"], "metrics": told["metrics"]}
-        except UserError:
-            raise
-        except Exception as error:
-            if verdict.standing is Standing.VERIFIED:
-                raise
-            raise _UnreadableError(f"{verdict.reason}, and it cannot be read: {describe_error(error)}") from error
-        self._records[step] = record
-        if verdict.standing is Standing.UNVERIFIED and is_primary():
-            self._warn(f"checkpoint of step {step} was read but could not be verified: {verdict.reason}")
-            if not self._read_only:
-                self._hashing = step, self._hasher.submit(write_manifest, self._folder(step), step=step, record=record)
-        return Restored(step, take_fields(abstract_state, found["state"]), record["meta"])
-
-    def _set_aside(self, step: int, reason: str) -> None:
-        """Moves a damaged step to the quarantine under a name of its own."""
-        done = "skipped"
-        if not self._read_only:
-            done = f"moved to {quarantine_step(self.directory, step)}, an older one is tried"
-            self._records.pop(step, None)
-            self._manager.reload()
-        if is_primary():
-            self._warn(f"checkpoint of step {step} in {self.directory} is damaged ({reason}): {done}")
-
-
-class _UnreadableError(Exception):
-    """A step without a manifest that Orbax cannot read."""
+        """The steps that have a manifest and a finite `best_metric`, best first."""
+        return self._retention.rank(read_records(self.directory, self.steps()))

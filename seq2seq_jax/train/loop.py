@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from seq2seq_jax.errors import DivergedError, Terminated
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import Batch, Sums
 from seq2seq_jax.train.checkpoints import Checkpoints
 from seq2seq_jax.train.profiling import Profile
@@ -61,6 +62,7 @@ class CompiledStep:
         key = (*batch.source_mask.shape, batch.target_in.shape[1])
         if key not in self._compiled:
             started = time.monotonic()
+            reach("compile")
             self._compiled[key] = self._step.lower(*arguments).compile()
             self._meet()
             took = time.monotonic() - started
@@ -238,6 +240,7 @@ def fit(
             batch = run.place(batch)
             window.aside += run.profile.enter(done, follower.drain)
             state, sums = run.step(state, batch)
+            reach("step", done)
             window.aside += run.step.seconds - compiled
             follower.push(done, sums, batch)
             window.aside += run.profile.leave(done, follower.drain)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,21 @@ import jax
 import numpy as np
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import PyTree
-from seq2seq_jax.train.writers import write_json
+from seq2seq_jax.train.writers import format_json, write_json
 
 MANIFEST = "manifest.json"
 SHOWN = 5  # differences in one message
+READERS = 4  # pieces that are hashed at a time, which lets other threads run
+PIECE = 2**25  # bytes; of nearly all of a checkpoint there is one file
+BUFFER = 2**20
+ALGORITHM = "sha256"  # the quickest, where the processor knows it
+ALGORITHMS: dict[str, Callable[[], Any]] = {
+    "sha256": hashlib.sha256,
+    "blake2b": lambda: hashlib.blake2b(digest_size=32),
+}
+"""Of a file of one piece its digest; of a longer one, the digest of the digests of its pieces."""
 
 
 class Standing(enum.IntEnum):
@@ -57,8 +69,13 @@ def write_manifest(folder: Path, *, step: int, record: Mapping[str, Any]) -> Non
       record: what the run says of itself (examples consumed, digests of config and vocabulary,
         versions, metrics): kept here too, for people and for the choice of the best step.
     """
-    content = {"step": step, **record, "files": {name: _describe(folder / name) for name in _list_files(folder)}}
-    write_json(folder / MANIFEST, {**content, "digest": _digest_content(content)})
+    names = _list_files(folder)
+    sizes = [(folder / name).stat().st_size for name in names]
+    digests = _digest_files([folder / name for name in names], ALGORITHM)
+    files = {name: (size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
+    content = {"step": step, **record, "algorithm": ALGORITHM, "files": files}
+    content = {**content, "digest": _digest_content(content)}
+    write_json(folder / MANIFEST, content, before_rename=lambda: reach("manifest", step))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -66,16 +83,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is none.
+      OSError: it cannot be read.
       ValueError: it is damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        digest = manifest.pop("digest")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        text = (folder / MANIFEST).read_bytes().decode()
+        manifest = json.loads(text)
+        same = text == format_json(manifest)  # the digest is of the content: 1e-05 and 1E-05 are the same to it
+        whole = same and manifest.pop("digest") == _digest_content(manifest) and _is_manifest(manifest)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{MANIFEST} is damaged") from error
-    if digest != _digest_content(manifest):
+    if not whole:
         raise ValueError(f"{MANIFEST} is damaged")
     return manifest
+
+
+def read_records(folder: Path, steps: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """The manifests of those of `steps` in the folder of a run that have one of their own, by step."""
+    records = {}
+    for step in steps:
+        try:
+            manifest = read_manifest(folder / str(step))
+        except (OSError, ValueError):
+            continue  # `restore` will say why
+        if manifest["step"] == step:
+            records[step] = manifest
+    return records
 
 
 def verify_manifest(folder: Path, *, step: int, share: tuple[int, int] = (0, 1)) -> Verdict:
@@ -88,27 +121,43 @@ def verify_manifest(folder: Path, *, step: int, share: tuple[int, int] = (0, 1))
       step: its step.
       share: `(i, n)`: read the i-th of n shares of the files, so that n hosts read each file once.
     """
+    name = MANIFEST
     try:
+        if not folder.is_dir():
+            return Verdict(Standing.BAD, f"{folder.name} is {'not a folder' if folder.exists() else 'gone'}")
         manifest = read_manifest(folder)
-    except FileNotFoundError:
-        return Verdict(Standing.UNVERIFIED, f"{MANIFEST} is missing")
-    except (ValueError, OSError) as error:
-        return Verdict(Standing.BAD, str(error))
-    if manifest["step"] != step:
-        return Verdict(Standing.BAD, f"{MANIFEST} is that of step {manifest['step']}")
-    for name, (size, _) in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return Verdict(Standing.BAD, f"{name} is missing")
-        if path.stat().st_size != size:
-            return Verdict(Standing.BAD, f"{name} has {path.stat().st_size} bytes instead of {size}")
-    for name, (_, digest) in list(manifest["files"].items())[share[0] :: share[1]]:
-        try:
-            if _digest_file(folder / name) != digest:
+        if manifest["step"] != step:
+            return Verdict(Standing.BAD, f"{MANIFEST} is that of step {manifest['step']}")
+        for name, (size, _) in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                return Verdict(Standing.BAD, f"{name} is missing")
+            if path.stat().st_size != size:
+                return Verdict(Standing.BAD, f"{name} has {path.stat().st_size} bytes instead of {size}")
+        own = list(manifest["files"].items())[share[0] :: share[1]]
+        digests = _digest_files([folder / name for name, _ in own], _name_algorithm(manifest))
+        for name, (_, digest) in own:
+            if next(digests) != digest:
                 return Verdict(Standing.BAD, f"{name} is not what was written (its digest differs)")
-        except OSError as error:
-            return Verdict(Standing.BAD, f"{name} cannot be read ({error.strerror})")
+    except FileNotFoundError:
+        return Verdict(Standing.UNVERIFIED if name == MANIFEST else Standing.BAD, f"{name} is missing")
+    except OSError as error:
+        return Verdict(Standing.BAD, f"{name} cannot be read ({error.strerror})")
+    except ValueError as error:
+        return Verdict(Standing.BAD, str(error))
     return Verdict(Standing.VERIFIED)
+
+
+def _is_manifest(found: Mapping[str, Any]) -> bool:
+    """Whether it has the parts of a manifest, of the right types; files in the folder and nowhere else."""
+    types = {"step": int, "meta": dict, "metrics": dict, "files": dict}
+    return (
+        all(isinstance(found[key], kind) for key, kind in types.items())
+        and _name_algorithm(found) in ALGORITHMS
+        and all(isinstance(score, int | float) for score in found["metrics"].values())
+        and all(isinstance(size, int) and isinstance(digest, str) for size, digest in found["files"].values())
+        and not any(Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name for name in found["files"])
+    )
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -118,17 +167,38 @@ def _list_files(folder: Path) -> list[str]:
     return [name for name in names if not name.lstrip(".").startswith(MANIFEST)]
 
 
-def _describe(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, _digest_file(path)
+def _name_algorithm(manifest: Mapping[str, Any]) -> str:
+    return manifest.get("algorithm", "blake2b")  # the only one before it had a name
 
 
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+def _digest_files(paths: Sequence[Path], algorithm: str) -> Iterator[str]:
+    """The digests of files, in their order; several pieces are read at a time."""
+    make = ALGORITHMS[algorithm]
+    piece = PIECE if algorithm == ALGORITHM else 2**62  # older manifests know no pieces
+    starts = [(path, start) for path in paths for start in range(0, max(path.stat().st_size, 1), piece)]
+
+    def digest(path: Path, start: int) -> bytes:
+        found, buffer, left = make(), memoryview(bytearray(BUFFER)), piece
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while left and (count := file.readinto(buffer[: min(left, BUFFER)])):
+                found.update(buffer[:count])
+                left -= count
+        return found.digest()
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="digest") as pool:
+        digests = pool.map(digest, *zip(*starts, strict=True)) if starts else iter(())
+        for _, group in itertools.groupby(starts, key=lambda item: item[0]):
+            parts = [next(digests) for _ in group]
+            whole = make()
+            whole.update(b"".join(parts))
+            yield (parts[0] if len(parts) == 1 else whole.digest()).hex()
 
 
-def _digest_content(content: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).hexdigest()
+def _digest_content(manifest: Mapping[str, Any]) -> str:
+    digest = ALGORITHMS[_name_algorithm(manifest)]()
+    digest.update(json.dumps(manifest, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def name_fields(state: PyTree) -> PyTree:
@@ -158,7 +228,8 @@ def check_leaves(stored: PyTree, wanted: PyTree, *, folder: Path) -> None:
       UserError: they differ; names the first few.
     """
     there, here = _describe_leaves(stored), _describe_leaves(wanted)
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    differing = (name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    names = sorted(differing, key=lambda name: (not name.startswith("params/"), name))  # what people know comes first
     if not names:
         return
     shown = [f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in names[:SHOWN]]

@@ -6,6 +6,7 @@ plain Python numbers or anything `float()` takes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.failpoints import reach
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -91,15 +94,22 @@ def format_record(record: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+def write_json(path: str | os.PathLike[str], obj: Any, *, before_rename: Callable[[], object] = lambda: None) -> None:
     """Writes `obj` as JSON so that a reader, or a crash at any moment, finds the old file or the new one whole.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    Temporary file in the same folder, fsync, `before_rename`, rename, fsync of the folder.
     """
-    replace_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, format_json(obj), before_rename=before_rename)
 
 
-def replace_text(path: str | os.PathLike[str], text: str) -> None:
+def format_json(obj: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(obj, indent=1, ensure_ascii=False) + "\n"
+
+
+def replace_text(
+    path: str | os.PathLike[str], text: str, *, before_rename: Callable[[], object] = lambda: None
+) -> None:
     """Replaces the file's content as one atomic step; see `write_json`."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -109,6 +119,7 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~read_umask())  # mkstemp makes 0600: others must still be able to read the log
+        before_rename()
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -140,30 +151,42 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def print_line(text: str, stream: TextIO) -> None:
+    """Prints a line at once; that the log it goes to is on a full disk is no reason to end a training."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
+
+
 class MetricsFile:
     """A run's numbers as JSON Lines: one record a line, readable while the run writes it.
 
     A record is any mapping with a `step`. A line that a crash tore off half-way is dropped when the
-    file is next opened for writing.
+    file is next opened for writing. A full disk ends no training: its lines wait until they can be written.
+
+    Args:
+      path: the file; its folder is made.
+      warn: receives a line of text when records cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, warn: Callable[[str], None] = lambda _: None):
         self.path = Path(path)
+        self._warn, self._waiting, self._told = warn, b"", False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._drop_torn_line()
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self._open()
         self._readers: list[Callable[[Mapping[str, Any]], None]] = []
 
     def follow(self, reader: Callable[[Mapping[str, Any]], None]) -> None:
         """Gives a reader every record: those that are there, and from now on each that is written."""
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            reader(json.loads(line))
+        for record in self._read():
+            reader(record)
         self._readers.append(reader)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record and flushes it. NaN and infinities are written as the strings "nan", "inf", "-inf"."""
-        self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
-        self._file.flush()
+        line = json.dumps(_plain(record), ensure_ascii=False) + "\n"
+        reach("log", record.get("step"), first=lambda: self._write(line[: len(line) // 2]))
+        self._write(line)
         for reader in self._readers:
             reader(_plain(record))
 
@@ -174,29 +197,44 @@ class MetricsFile:
           How many lines were dropped. Records without a step stay.
 
         Raises:
-          UserError: a line before the last one is no JSON.
+          UserError: a line is no JSON record.
         """
-        self._file.close()
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = []
-        for number, line in enumerate(lines, 1):
+        records = self._read()
+        kept = [record for record in records if record.get("step") is None or record["step"] <= step]
+        if len(kept) < len(records):
+            self._file.close()
+            replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._file = self._open()
+        return len(records) - len(kept)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All records.
+
+        Raises:
+          UserError: a line is none.
+        """
+        records = []
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                self._file = self.path.open("a", encoding="utf-8")
+                whole = isinstance(record, dict) and isinstance(record.get("step"), int | None)
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
+                shown = line[:60].decode("utf-8", "replace")
                 raise UserError(
-                    f"{self.path}:{number}: every line must be a JSON record, but {line[:60]!r} is not; "
+                    f"{self.path}:{number}: every line must be a JSON record, but {shown!r} is not; "
                     "remove the line or move the file away"
-                ) from error
-            if not isinstance(record, dict) or record.get("step") is None or record["step"] <= step:
-                kept.append(line)
-        if len(kept) < len(lines):
-            replace_text(self.path, "".join(line + "\n" for line in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        return len(lines) - len(kept)
+                )
+            records.append(record)
+        return records
 
     def close(self) -> None:
         """Closes the file; may be called twice."""
+        self._write("")
+        if self._waiting:
+            self._warn(f"{self.path}: {self._waiting.count(10)} lines were not written")
+            self._waiting = b""
         self._file.close()
 
     def __enter__(self) -> MetricsFile:
@@ -204,6 +242,20 @@ class MetricsFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _write(self, text: str) -> None:
+        self._waiting += text.encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                self._warn(f"{self.path}: {error.strerror}; its lines are written as soon as they can be")
+            self._told = True
+
+    def _open(self) -> FileIO:
+        return self.path.open("ab", buffering=0)  # what could not be written is known to the byte
 
     def _drop_torn_line(self) -> None:
         if not self.path.exists():
@@ -237,7 +289,7 @@ class Progress:
             self._bar.update(self._task, completed=step, left=left, numbers=numbers)
             return
         share = 100 * step / max(self.total_steps, 1)
-        print(f"step {step}/{self.total_steps} ({share:.1f}%)  eta {left}  {numbers}", file=self._stream, flush=True)
+        print_line(f"step {step}/{self.total_steps} ({share:.1f}%)  eta {left}  {numbers}", self._stream)
 
     def move(self, step: int) -> None:
         """Moves the bar to `step`; where there is none, `log` tells."""
@@ -249,7 +301,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            print_line(text, self._stream)
 
     def close(self) -> None:
         """Leaves the bar as it stands; may be called twice."""

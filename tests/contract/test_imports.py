@@ -6,6 +6,7 @@ Everything is read from the syntax trees, so that an import inside a function co
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import subprocess
 import sys
@@ -42,13 +43,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "speech_experiment": ANYTHING,
     "provenance": set(),
     "modes": ANYTHING,
-    "command_line": {"config"},
+    "command_line": {"config", "suggestions"},
     "loaded_model": {"config", "data.audio", "experiment", "modes.ensemble", "modes.evaluate", "modes.transcribe"}
     | {"provenance", "serve", "speech_checks", "tasks", "train", "workdir"},
     "workdir": {"parallel.hosts"},
     "saved_config": {"config"},
     "arithmetic": {"config", "speech_checks", "train.freezing"},
-    "config": {"keys", "model_keys", "data.spec", "search_checks", "speech_checks"},
+    "config": {"keys", "model_keys", "data.spec", "data.whole_file", "search_checks", "speech_checks"}
+    | {"suggestions", "value_checks"},
+    "value_checks": {"keys", "suggestions"},
+    "suggestions": set(),
     "search_checks": set(),
     "speech_checks": set(),
     "keys": set(),
@@ -67,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": set(),
     "errors": set(),
     "failpoints": {"errors"},
+    "compilations": set(),
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}
@@ -79,6 +84,12 @@ SOURCES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for folder in (PACKAGE, ROOT / "configs")
     for path in sorted(folder.rglob("*.py"))
+}
+SCRIPTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in ("experiments", "benchmarks", "tests/nightly")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path != ROOT / "tests" / "nightly" / "runs.py"  # it makes pickles in disguise, to see them refused
 }
 PACKAGE_SOURCES = {name: source for name, source in SOURCES.items() if name.startswith("seq2seq_jax/")}
 
@@ -152,6 +163,10 @@ def check_pickle(name: str, source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source, filename=name)):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             yield f"{name}:{node.value.lineno}: never allow_pickle: store arrays without objects in them"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"read_pickle", "to_pickle"}:
+            yield f"{name}:{node.lineno}: never pickle tables: write CSV or JSON"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "torch.hub.load", "torch.jit.load"}:
+            yield f"{name}:{node.lineno}: never `{ast.unparse(node.func)}`, which unpickles: read safetensors"
 
 
 def check_asserts(name: str, source: str) -> Iterator[str]:
@@ -198,6 +213,23 @@ def test_package_and_configs_keep_the_import_rules(check: Check) -> None:
 @pytest.mark.parametrize("check", [check_pickle, check_asserts, check_length], ids=lambda check: check.__name__)
 def test_package_keeps_the_house_rules(check: Check) -> None:
     assert not (problems := find_problems(check, PACKAGE_SOURCES)), f"\n{problems}"
+
+
+def test_nothing_is_unpickled_anywhere() -> None:
+    """Nor in configs and scripts, which people run as well."""
+    assert len(SCRIPTS) > 10 and not (problems := find_problems(check_pickle, SOURCES | SCRIPTS)), f"\n{problems}"
+
+
+def test_sentencepiece_is_one_that_a_model_file_cannot_crash() -> None:
+    """Before 0.2.3 a model's file could end the process."""
+    cfg = configparser.ConfigParser()
+    cfg.read(ROOT / "setup.cfg")
+    (line,) = [line for line in cfg["options"]["install_requires"].split("\n") if line.startswith("sentencepiece")]
+    (pinned,) = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("sentencepiece=")
+    ]
+    asked, tested = (tuple(map(int, text.split("=")[-1].split("."))) for text in (line, pinned))
+    assert line.startswith("sentencepiece>=") and tested >= asked >= (0, 2, 3)
 
 
 def test_every_folder_is_a_package() -> None:
@@ -254,6 +286,9 @@ PLANTED = [
     (check_pickle, "train/a.py", "def f():\n    import pickle"),
     (check_pickle, "train/a.py", "from joblib import load"),
     (check_pickle, "data/a.py", "x = np.load(path, allow_pickle=True)"),
+    (check_pickle, "data/a.py", "x = np.load(path, allow_pickle=flag)"),
+    (check_pickle, "data/a.py", "x = torch.load(path, weights_only=True)"),
+    (check_pickle, "data/a.py", "x = pandas.read_pickle(path)"),
     (check_asserts, "data/a.py", "def f(x):\n    assert x"),
     (check_length, "data/a.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
     (check_length, "data/a.py", "class A:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES),

@@ -41,7 +41,7 @@ def synthetic(count=2000, seed=0):
     return source, np.clip(source + rng.integers(-4, 5, count), 2, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=max(60, settings.default.max_examples))
 @given(LENGTHS, OPTIONS)
 def test_plan_keeps_its_promises(pairs, options):
     fits = [i for i, (s, t) in enumerate(pairs) if 2 <= s <= options["max_source_len"] and t >= 2]

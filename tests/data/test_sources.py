@@ -113,10 +113,14 @@ def test_folders_and_pipes_are_refused(tmp_path):
 def test_endless_line_is_refused_and_a_long_one_is_read(tmp_path):
     long = "word " * 400_000
     assert read_parallel(write(tmp_path, en=long), source="en", target=None).source == [long]
-    bomb = gzip.compress(bytes(sources.MAX_LINE_BYTES + (8 << 20)), 1)
-    assert "line of more than 32 MiB" in error_of(
-        lambda: read_parallel(write(tmp_path, xx_gz=bomb), source="xx", target=None)
-    )
+    endless = bytes(sources.MAX_LINE_BYTES + (8 << 20))
+    for name, data, said in (
+        ("yy", endless, "line of more than 32 MiB"),
+        ("xx_gz", gzip.compress(endless, 1), "unpacks to more than 200 times its size"),
+        ("zz_gz", gzip.compress(b"\n" * len(endless), 1), "unpacks to more than 200 times its size"),
+    ):
+        prefix = write(tmp_path, **{name: data})
+        assert said in error_of(lambda: read_parallel(prefix, source=name[:2], target=None))  # noqa: B023
 
 
 @pytest.mark.parametrize("lost", [0, 70, 199])

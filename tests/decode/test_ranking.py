@@ -196,6 +196,26 @@ def test_scores_of_an_output_of_three_tokens(rules, score):
     np.testing.assert_allclose(terms.score(jnp.array([np.log(0.3)], jnp.float32)), [score], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("stop", "done"),
+    [
+        ("never", [True, True, False, False, False]),
+        ("first", [True, True, False, True, True]),
+        ("heuristic", [True, True, False, True, False]),
+        ("exact", [True, True, False, True, False]),
+    ],
+)
+def test_a_row_is_settled_when_nothing_that_matters_can_come(stop, done):
+    """Rows: nothing lives and nothing ended; nothing lives and all ended; one place is empty; the best that lives is
+    below the worst that ended; it is above."""
+    best = jnp.array([[-jnp.inf], [-jnp.inf], [-5.0], [-5.0], [-1.0]])
+    ended = jnp.array([[[-jnp.inf] * 2], [[-2.0, -3.0]], [[-2.0, -jnp.inf]], [[-2.0, -3.0]], [[-2.0, -3.0]]])
+    rules = Ranking(length="none", stop=stop)
+    terms = rules.terms(5)[jnp.full((5, 1), 3)]
+    found = rules.is_settled(best, ended, now=terms, shortest=terms, longest=terms)
+    assert found[:, 0].tolist() == done
+
+
 def test_coverage_counts_real_positions_up_to_one():
     rules = Ranking(coverage_penalty=0.5)
     coverage = jnp.array([[[0.5, 2.0, 0.1], [0.25, 0.5, 0.0]]])

@@ -115,7 +115,7 @@ def test_the_rule(text, spoken):
 
 
 @given(st.text(max_size=30))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(300, settings.default.max_examples))
 def test_the_rule_twice_changes_nothing_more(text):
     once = normalise(text)
     assert normalise(once) == once

@@ -3,13 +3,19 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from seq2seq_jax.config import load_config
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.experiment import build
 from seq2seq_jax.main import main
-from seq2seq_jax.modes.average import read_choice
+from seq2seq_jax.modes.average import Mean, read_choice
+from seq2seq_jax.train.checkpoints import Checkpoints
+from seq2seq_jax.vocabularies import obtain_vocabs
 
 
 def call(*args):
@@ -133,6 +139,65 @@ def test_checkpoints_of_two_trainings_are_refused(copy, tmp_path, capsys):
     write_manifest(folder, step=4, record=record)
     assert call(f"--workdir={copy}", "--mode=average", "--last=3", f"--output={tmp_path / 'out'}") == 2
     assert "another training corpus" in capsys.readouterr().err
+
+
+def save_copy_of(run, step, change):
+    """Saves a step again, as a later one, with other parameters."""
+    config = load_config(run / "config.json")
+    target = build(config, obtain_vocabs(config, run / "vocab", None)).training.abstract_state()
+    with Checkpoints(run / "checkpoints", keep_last=9, asynchronous=False, warn=pytest.fail) as checkpoints:
+        found = checkpoints.restore(target, step=step)
+        state = found.state.replace(params=change(found.state.params), ema=change(found.state.ema))
+        assert checkpoints.save(step + 100, state, meta=found.meta)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_by_name(copy, tmp_path, bad, capsys):
+    def spoil(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        leaves[3] = leaves[3].at[(0,) * leaves[3].ndim].set(bad)
+        return jax.tree.unflatten(structure, leaves)
+
+    save_copy_of(copy, 8, spoil)
+    assert call(f"--workdir={copy}", "--mode=average", "--last=2", f"--output={tmp_path / 'out'}") == 2
+    error = capsys.readouterr().err
+    assert "of step 108 must be finite" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_mean_of_equal_checkpoints_is_that_checkpoint(copy, tmp_path):
+    save_copy_of(copy, 8, lambda tree: tree)
+    goal = tmp_path / "out"
+    assert call(f"--workdir={copy}", "--mode=average", "--steps=8,108", f"--output={goal}") == 0
+    wanted = read_arrays(copy, 8)
+    for name, array in read_arrays(goal, 108).items():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_means_of_random_subsets_are_those_of_float64(seed):
+    """Of any types: whole numbers too, of which the mean is cut off as NumPy does."""
+    draw = np.random.default_rng(seed)
+    trees = [
+        {
+            "w": (draw.normal(size=(7, 5)) * 10.0 ** draw.integers(-6, 6)).astype(np.float32),
+            "tied": {"small": draw.normal(size=3).astype(jnp.bfloat16)},
+            "n": draw.integers(-9, 9, size=4).astype(np.int32),
+        }
+        for _ in range(6)
+    ]
+    chosen = [trees[n] for n in draw.choice(6, size=draw.integers(1, 7), replace=False)]
+    mean = Mean()
+    for tree in chosen:
+        mean.add(jax.tree.map(jnp.asarray, tree))
+    found = mean.take(like=jax.tree.map(jnp.asarray, chosen[0]))
+    for name in ("w", "n"):
+        wanted = np.mean([tree[name].astype(np.float64) for tree in chosen], axis=0)
+        assert found[name].dtype == chosen[0][name].dtype
+        np.testing.assert_allclose(found[name], wanted.astype(chosen[0][name].dtype), rtol=1e-7, atol=0)
+    small = np.mean([tree["tied"]["small"].astype(np.float64) for tree in chosen], axis=0)
+    np.testing.assert_array_equal(found["tied"]["small"], small.astype(jnp.bfloat16))
+    if len(chosen) == 1:
+        assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (found, chosen[0])), strict=True))
 
 
 def test_the_default_is_the_last_five():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 
@@ -24,6 +25,7 @@ from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import evaluate, load_run
 from seq2seq_jax.modes.train import train
 from seq2seq_jax.modes.translate import translate
+from seq2seq_jax.provenance import hash_parameters
 from seq2seq_jax.tasks.search import make_decode
 from seq2seq_jax.workdir import Folder
 
@@ -126,7 +128,13 @@ def test_the_test_at_the_end_of_training_searches_as_evaluate_does(tiny_run, lan
         train(config, tmp_path / "run")
     assert not any((tmp_path / "run").glob("checkpoints/[0-9]*"))
     config.decode.update(language_model=str(language_model), ngram="auto", ngram_order=3)
-    trained, joined = train(config, tmp_path / "run")["test"], evaluate(config, tmp_path / "run")["test"]
+    results, evaluated = train(config, tmp_path / "run"), evaluate(config, tmp_path / "run")
+    told = results["companions_sha256"]
+    assert told == evaluated["companions_sha256"] and results["config_sha256"] != told["decode.ngram"]
+    assert told["decode.ngram"] == hashlib.sha256((tmp_path / "run" / "ngram.arpa").read_bytes()).hexdigest()
+    other = load_run(load_config(language_model / "config.json"), Folder(language_model))[1]
+    assert told["decode.language_model"] == hash_parameters(other.state.averaged)
+    trained, joined = results["test"], evaluated["test"]
     assert {**trained, "seconds": 0} == {**joined, "seconds": 0}
     assert (trained["method"], trained["language_model"]) == ("minimum_bayes_risk", str(language_model))
     assert (tmp_path / "run" / trained["samples"][0]["attention"]).exists()

@@ -134,6 +134,9 @@ def test_a_transformer_starts_from_it_and_keeps_the_frozen_encoder(run, corpus):
     taken = json.loads((folder / "init_from.json").read_text())
     assert taken["renamed"] == {"target_embedding.table": "source_embedding.table"}
     states = [load_run(load_config(path / "config.json"), Folder(path))[1].state for path in (run, folder)]
+    assert taken["parameters_sha256"] == hash_parameters(states[0].averaged)
+    told = json.loads((folder / "results.json").read_text())["init_from"]
+    assert told == {name: taken[name] for name in ("source", "step", "parameters_sha256")}
     before, after = (state.averaged["encoder_stack"] for state in states)
     assert hash_parameters(before) == hash_parameters(after)
     assert all(f"encoder_stack.{name}" in taken["whole"] for name in before)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq_jax.errors import UserError
-from seq2seq_jax.parallel.hosts import ALONE, Place, find_difference, find_place, finds_cluster, join
+from seq2seq_jax.errors import EXIT_USER, UserError
+from seq2seq_jax.parallel import hosts
+from seq2seq_jax.parallel.hosts import ALONE, FAREWELL, Place, find_difference, find_place, finds_cluster, join
 from seq2seq_jax.parallel.watch import GRACE, STALL, SUSPICION, Watch
 
 LIMIT = 20.0
@@ -234,3 +238,61 @@ def test_alone_everything_is_done_at_once():
     ALONE.check_same("x", {"a": 1})
     with ALONE:
         pass
+
+
+# --- how one leaves ------------------------------------------------------------------------------
+
+
+class Door:
+    """Stands for `Watch` when a host leaves."""
+
+    limit = 0.0
+
+    def __init__(self, together: bool) -> None:
+        self.together, self.said = together, ()
+
+    def leave(self, code: int, words: str, *, patience: float) -> bool:
+        self.said = code, words, patience
+        return self.together
+
+    def stop(self) -> None:
+        pass
+
+    def suspect(self) -> None:
+        pass
+
+    def find_lost(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("error", "together", "said", "ended"),
+    [
+        (None, True, (0, "done", math.inf), None),
+        (None, False, (0, "done", math.inf), ("done", 0)),
+        (UserError("bad"), True, (EXIT_USER, "bad", FAREWELL), None),
+        (OSError("full"), True, (EXIT_USER, "full", FAREWELL), None),
+        (KeyboardInterrupt(), True, (130, "KeyboardInterrupt", FAREWELL), None),
+        (UserError("bad"), False, (EXIT_USER, "bad", FAREWELL), ("bad", EXIT_USER)),
+        (ValueError("bug"), True, (1, "bug", FAREWELL), ("bug", 1)),
+    ],
+    ids=["done", "done, one is lost", "refused", "full disk", "Ctrl-C", "refused, one is lost", "a bug"],
+)
+def test_who_leaves_says_why_and_ends_at_once_only_where_jax_s_farewell_could_hang(
+    monkeypatch, error, together, said, ended
+):
+    """Else the program goes on after the hosts have left, and has the exit code of its error."""
+    done = []
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: done.append("farewell"))
+    monkeypatch.setattr(hosts, "_end", lambda words, code: done.append((words, code)))
+    monkeypatch.setattr(hosts, "GRACE", 0.0)
+    host = hosts.Hosts(0, 1)
+    host._watch = Door(together)
+    try:
+        with host:
+            if error is not None:
+                raise error
+    except BaseException as seen:
+        assert seen is error
+    assert host._watch.said == said
+    assert done[0] == (ended or "farewell")

@@ -73,3 +73,10 @@ def test_a_cpu_has_no_published_figures_and_is_measured() -> None:
     assert 1e8 < found.peak_flops < 1e14
     assert 1e7 < found.bandwidth < 1e13
     assert 1e6 < found.slow_elements < 1e13
+    assert found.link_bandwidth == pytest.approx(found.bandwidth / 2), "what is sent is read here and written there"
+
+
+def test_devices_that_share_the_machine_share_its_memory() -> None:
+    psutil = pytest.importorskip("psutil")
+    found = calibrate(jax.devices("cpu")[0], devices=8)
+    assert found.memory == pytest.approx(psutil.virtual_memory().total / 8, rel=1e-3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seq2seq_jax import command_line
+from seq2seq_jax.config import hash_config, load_config
 from seq2seq_jax.main import main
 
 TINY = (
@@ -61,6 +62,7 @@ def test_a_run_leaves_everything_it_promises(trained):
     assert "version:" in results["test"]["bleu_signature"]
     assert results["steps"] == 12 and results["parameters"] > 0
     assert len(results["parameters_sha256"]) == len(results["vocab_sha256"]) == 64
+    assert results["config_sha256"] == hash_config(load_config(trained / "config.json"))
     assert set(results["corpus_sha256"]) == {"train", "dev", "test"}
     assert results["tokens_per_second"] > 0 and results["wall_seconds"] > 0 and "jax" in results["versions"]
     assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 12

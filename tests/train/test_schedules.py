@@ -60,6 +60,11 @@ def test_the_table_of_the_paper(name, options, table):
     np.testing.assert_allclose(rates, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_gnmt_halves_from_its_first_step_unless_it_is_told_when():
+    schedule = make_schedule("gnmt", learning_rate=8.0, decay_every=2, decay_times=3)
+    assert [float(schedule(step)) for step in range(8)] == [4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_gnmt_warms_up_first():
     schedule = make_schedule("gnmt", learning_rate=1.0, warmup_steps=4, decay_start=6, decay_every=2, decay_times=2)
     rates = [float(schedule(step)) for step in range(12)]

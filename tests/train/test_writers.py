@@ -107,6 +107,14 @@ def test_counts_keep_three_digits(count, text):
     assert format_count(count) == text
 
 
+def test_a_count_is_five_characters_at_most_and_a_half_percent_off():
+    for count in np.unique(np.round(np.geomspace(1, 9.9e11, 20_000))).tolist():
+        text = format_count(count)
+        told = float(text.rstrip("kMG")) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1], 1.0)
+        assert len(text) <= 5, (count, text)
+        assert abs(told - count) <= 0.005 * count, (count, text)
+
+
 def test_plain_lines_off_the_terminal_hold_all_numbers():
     stream = io.StringIO()
     with Progress(200, start=50, stream=stream) as progress:

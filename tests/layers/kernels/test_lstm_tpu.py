@@ -142,6 +142,21 @@ def test_cores_get_equal_shares_where_rows_allow() -> None:
         assert plan.vmem <= lstm_tpu.VMEM_BYTES
 
 
+def test_as_many_steps_come_together_as_8_mib_hold() -> None:
+    """A step brings the gates, their derivatives and the outputs' (bfloat16), and cells and a mask (float32)."""
+    counted = {}
+    for rows, width in ((16, 128), (64, 1024), (128, 1024), (512, 1024), (1024, 128)):
+        plan = make_plan((50, rows, 4 * width), jnp.bfloat16)
+        assert plan is not None and plan.rows == rows
+        fetched = rows * width * (4 * 2 + 4 * 2 + 2 + 4 + 4)
+        counted[rows, width] = plan.steps
+        assert plan.steps * fetched <= 8 * 2**20 or plan.steps == 1
+        assert plan.steps == 8 or 2 * plan.steps * fetched > 8 * 2**20
+    assert set(counted.values()) == {1, 2, 4, 8}
+    short = make_plan((3, 16, 512), jnp.bfloat16)
+    assert short is not None and short.steps == 3
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_tpus_compile_it(topology: str) -> None:
     """Mosaic takes the kernels, and its VMEM holds what the plan says: it is refused more than `Plan.vmem`."""
