@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,6 +58,21 @@ def main(argv: Sequence[str]) -> int:
             raise
         cure = "look at its permissions and at the space on its disk"
         return _tell(f"{error.filename or 'a file of this run'}: {error.strerror}; {cure}.", EXIT_USER, argv)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):  # as XLA says it
+            raise
+        return _tell(_explain_memory(str(error)), EXIT_USER, argv)
+
+
+def _explain_memory(problem: str) -> str:
+    """What to do where memory, a device's or the machine's, is not enough."""
+    asked = re.search(r"(\d+) bytes", problem)
+    size = f": {int(asked[1]) / 2**30:,.2f} GiB more were asked for" if asked else ""
+    return (
+        f"memory is not enough{size}. Lower config.data.tokens_per_batch in training, config.decode.rows in a search, "
+        "or the model's sizes; or set config.parallel.remat, or use more devices. --mode=plan tells what a step needs; "
+        "checkpoints are as they were."
+    )
 
 
 def _tell(problem: str, code: int, argv: Sequence[str]) -> int:

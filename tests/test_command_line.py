@@ -314,3 +314,25 @@ def test_a_run_that_fails_otherwise_keeps_its_folder(tmp_path):
         (tmp_path / "begun" / "config.json").write_text("{}")
         raise UserError("later")
     assert (tmp_path / "begun" / "config.json").exists()
+
+
+def test_memory_that_is_not_enough_is_told_in_a_line(monkeypatch, capsys):
+    def ask_for_too_much(given, config, root):
+        import jax.numpy as jnp
+
+        jnp.zeros((2**50,), jnp.int8)
+
+    monkeypatch.setitem(main.RUNNERS, "train", ask_for_too_much)
+    assert main.main(["seq2seq_jax.main", GNMT]) == 2
+    err = capsys.readouterr().err
+    assert "memory is not enough: 1,048,576.00 GiB more were asked for" in err and "tokens_per_batch" in err
+    assert err.count("\n") == 1
+
+
+def test_other_errors_of_the_runtime_are_bugs(monkeypatch):
+    def fail(given, config, root):
+        raise RuntimeError("INTERNAL: something else")
+
+    monkeypatch.setitem(main.RUNNERS, "train", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        main.main(["seq2seq_jax.main", GNMT])

@@ -85,7 +85,7 @@ class CheckpointReader:
                     verdict = Verdict(Standing.BAD, str(error))
                 else:
                     for newer in (other for other in doubtful if other > step):
-                        self._set_aside(newer, doubtful[newer])
+                        self._set_aside(newer, doubtful[newer], "cannot be verified")
                     return restored
             reasons.append(f"step {step}: {verdict.reason}")
             if verdict.standing is Standing.UNVERIFIED:
@@ -137,14 +137,14 @@ class CheckpointReader:
                 raise
             raise _UnreadableError(describe_error(error)) from error
 
-    def _set_aside(self, step: int, reason: str) -> None:
+    def _set_aside(self, step: int, reason: str, what: str = "is damaged") -> None:
         """Moves a step that cannot be trusted to the quarantine under a name of its own."""
         done = "skipped"
         if not self._read_only:
             done = f"moved to {quarantine_step(self._directory, step)}, an older one is tried"
             self._manager.reload()
         if is_primary():
-            self._warn(f"checkpoint of step {step} in {self._directory} is damaged ({reason}): {done}")
+            self._warn(f"checkpoint of step {step} in {self._directory} {what} ({reason}): {done}")
 
 
 class _UnreadableError(Exception):

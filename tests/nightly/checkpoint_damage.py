@@ -6,7 +6,6 @@ bit for bit, with one warning for every step that was given up, which names what
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 
 from seq2seq_jax.train.checkpoint_folder import QUARANTINE
 from seq2seq_jax.train.checkpoints import Checkpoints
@@ -285,7 +285,7 @@ def rewrite_manifest(root: Path, draw: random.Random) -> Given_up:
 
 def _render(manifest: dict[str, Any]) -> str:
     """A manifest with a digest that fits, as one who knows the recipe would write it."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    digest = xxhash.xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return json.dumps({**manifest, "digest": digest}, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import xxhash
 
 from seq2seq_jax.errors import NoUsableCheckpointError, UserError
-from seq2seq_jax.train import manifest
 from seq2seq_jax.train.checkpoint_folder import QUARANTINE
 from seq2seq_jax.train.checkpoints import Checkpoints
 from seq2seq_jax.train.manifest import MANIFEST, Standing, verify_manifest, write_manifest
@@ -130,18 +130,15 @@ def test_what_killed_runs_left_is_cleaned_be_it_folder_file_or_link(root):
     assert sorted(path.name for path in root.iterdir()) == ["1", "2", "3"]
 
 
-def test_digests_are_those_of_hashlib_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "PIECE", 10)
-    monkeypatch.setattr(manifest, "BUFFER", 4)
-    content = {"empty": b"", "small": b"0123456789", "long": bytes(range(35)), "two": b"x" * 20}
+def test_digests_are_those_that_the_algorithm_is_published_with(tmp_path):
+    """The value of nothing stands in the specification of XXH3."""
+    content = {"empty": b"", "small": b"0123456789", "long": bytes(range(256)) * 5000}
     for name, data in content.items():
         (tmp_path / name).write_bytes(data)
     write_manifest(tmp_path, step=1, record={"meta": {}, "metrics": {}})
     files = json.loads((tmp_path / MANIFEST).read_text())["files"]
-    for name, data in content.items():
-        parts = [hashlib.sha256(data[i : i + 10]).digest() for i in range(0, len(data), 10)]
-        wanted = hashlib.sha256(data if len(data) <= 10 else b"".join(parts)).hexdigest()
-        assert files[name] == [len(data), wanted]
+    assert files == {name: [len(data), xxhash.xxh3_128(data).hexdigest()] for name, data in content.items()}
+    assert files["empty"] == [0, "99aa06d3014798d86001c324468d497f"]
     assert verify_manifest(tmp_path, step=1).standing is Standing.VERIFIED
 
 
