@@ -160,10 +160,10 @@ def test_translation_reads_the_average(alone, tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused_in_one_line_before_anything_is_made(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     for change, rule in (
-        ("--config.train.profile_steps=5:2000", "`train.profile_steps` must be FIRST:LAST"),
+        ("--config.train.profile_steps=5:2000", "config.train.profile_steps must be FIRST:LAST"),
         ("--config.train.freeze=nothing_of_that_name", "is in no parameter's name; they begin with attention, "),
         ("--config.train.freeze=.", "must leave something to train"),
-        ("--config.train.weight_decay=0.1", "`weight_decay` must be 0 with the optimizer 'adam'"),
+        ("--config.train.weight_decay=0.1", "config.train.weight_decay must be 0 with the optimizer 'adam'"),
     ):
         root = tmp_path / change[15:25].strip("=.")
         assert call(*TINY, "--config.train.steps=20", change, f"--workdir={root}") == 2
