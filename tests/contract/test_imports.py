@@ -89,7 +89,7 @@ SCRIPTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for folder in ("experiments", "benchmarks", "tests/nightly")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path != ROOT / "tests" / "nightly" / "runs.py"  # it makes pickles in disguise, to see them refused
+    if path != ROOT / "tests" / "nightly" / "run_folders.py"  # it makes pickles in disguise, to see them refused
 }
 PACKAGE_SOURCES = {name: source for name, source in SOURCES.items() if name.startswith("seq2seq_jax/")}
 
