@@ -177,11 +177,11 @@ def _kill_workers(job: Job, count: int) -> Row:
         ]  # fmt: skip
         with (job.folder / "prepare.txt").open("w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), cwd=ROOT)
-            workers = _await(lambda pid=process.pid: _list_workers(pid), process)
+            _await(lambda pid=process.pid: _list_workers(pid), process)
             time.sleep(draw.uniform(0, 4))
-            workers = _list_workers(process.pid) or workers
-            if workers and process.poll() is None:
-                os.kill(draw.choice(workers), signal.SIGKILL)
+            if workers := _list_workers(process.pid):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(draw.choice(workers), signal.SIGKILL)
             started = time.monotonic()
             try:
                 code = process.wait(timeout=START)
@@ -220,11 +220,8 @@ def _list_workers(pid: int) -> list[int]:
     return [child for child, command in named.items() if b"spawn_main" in command]
 
 
-def _await(look: Callable[[], list[int]], process: subprocess.Popen[bytes]) -> list[int]:
-    """What `look` finds, as soon as it finds something, while the process runs."""
+def _await(look: Callable[[], list[int]], process: subprocess.Popen[bytes]) -> None:
+    """Waits until `look` finds something, or the process has ended."""
     until = time.monotonic() + START
-    while time.monotonic() < until and process.poll() is None:
-        if found := look():
-            return found
+    while time.monotonic() < until and process.poll() is None and not look():
         time.sleep(0.02)
-    return []

@@ -64,7 +64,9 @@ NEAREST = {
     "parallel/varying.py": "parallel/test_pipeline.py",
     "parallel/watch.py": "parallel/test_hosts.py",
     "train/checkpoint_folder.py": "train/test_checkpoints.py",
+    "train/checkpoint_reader.py": "train/test_checkpoints.py",
     "train/manifest.py": "train/test_checkpoints.py",
+    "train/orbax_messages.py": "train/test_checkpoints.py",
 }
 
 
