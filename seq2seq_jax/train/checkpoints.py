@@ -41,6 +41,7 @@ from seq2seq_jax.train.checkpoint_folder import (
 )
 from seq2seq_jax.train.checkpoint_reader import CheckpointReader, Restored
 from seq2seq_jax.train.manifest import make_record, name_fields, read_records, write_manifest
+from seq2seq_jax.train.memory import give_back_memory
 from seq2seq_jax.train.orbax_messages import silence_orbax
 from seq2seq_jax.train.retention import Retention
 
@@ -302,6 +303,7 @@ class Checkpoints:
             self._note_failure(step, error, "has no manifest")
             return
         self._failed_saves = 0
+        give_back_memory()
         try:
             self._rotate()
         except OSError as error:

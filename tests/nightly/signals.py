@@ -149,7 +149,8 @@ class _Stops:
         self._check_start(running)
         at_exit = code == -signal.SIGTERM  # Python's own last moments, when nothing is left to be saved
         kept = {"steps", "left_over"}  # the signals' own checkpoints are kept a while
-        differing = set(compare(read_outcome(running.root), self.alone)) - kept if at_exit or not code else ["exit code"]
+        differing = {"exit code"} if code and not at_exit else set()
+        differing = differing or set(compare(read_outcome(running.root), self.alone)) - kept
         if differing:
             self.unequal.append(f"{running.root.name}: {', '.join(differing)}")
         self.expected, self.runs = None, self.runs + 1
