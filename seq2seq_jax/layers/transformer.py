@@ -145,7 +145,7 @@ class TransformerStack(nn.Module):
         memory_segments: Int[Array, "B S"] | None = None,
         prefix: Bool[Array, "B T"] | None = None,
         places: Int[Array, "B T 2"],
-        train: bool = False,
+        train: bool,
     ) -> tuple[Float[Array, "B T D"], Array | None]:
         """Runs over whole sequences.
 

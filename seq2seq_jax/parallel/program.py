@@ -284,7 +284,7 @@ def _initial_value(program: Program, computation: Computation, loop: Op, index: 
     caller, op = program.callers.get(computation.name, (None, None))
     if given is not None and given.opcode == "parameter" and caller and op and op.opcode == "call":
         return _initial_value(program, caller, op, index)
-    if given is None or given.opcode != "tuple" or index >= len(given.operands):
+    if given is None or given.opcode != "tuple":
         return None
     kind, value = _resolve(computation, given.operands[index], computation, {}) or ("", 0)
     if kind == "constant":
@@ -297,7 +297,7 @@ def _initial_value(program: Program, computation: Computation, loop: Op, index: 
 def _is_kept(body: Computation, index: int) -> bool:
     """Whether the body hands a carried value on as it came."""
     root = body.ops.get(body.root)
-    if root is None or root.opcode != "tuple" or index >= len(root.operands):
+    if root is None or root.opcode != "tuple":
         return False
     return _resolve(body, root.operands[index], body, {}) == ("carried", index)
 
@@ -305,7 +305,7 @@ def _is_kept(body: Computation, index: int) -> bool:
 def _increment(program: Program, body: Computation, index: int) -> int | None:
     """What the body adds to a carried counter."""
     root = body.ops.get(body.root)
-    if root is None or root.opcode != "tuple" or index >= len(root.operands):
+    if root is None or root.opcode != "tuple":
         return None
     op, where, outer = body.ops.get(root.operands[index]), body, dict[int, str]()
     while op is not None and op.opcode in _FORWARDS:

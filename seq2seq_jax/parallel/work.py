@@ -351,7 +351,8 @@ def _read_inside(program: Program, inner: Computation, name: str, whole: float) 
 
 def _written(program: Program, computation: Computation, op: Op) -> float:
     if op.opcode in ("copy-start", "slice-start"):
-        return sum(one.size for one in op.results[:1] if not one.fast)
+        made = op.results[:1] if op.opcode == "copy-start" else op.results[-2:-1]  # behind the operand
+        return sum(one.size for one in made if not one.fast)
     if op.opcode == "dynamic-update-slice":
         return 0.0 if op.results[0].fast else _operand(computation, op, 1).size
     slow = [one for one in op.results if not one.fast]

@@ -163,7 +163,7 @@ class Window:
             "target_tokens_per_second": total.get("target_tokens", 0.0) / seconds,
             "pad_share": 1.0 - tokens / max(total.get("slots", self.slots), 1),
             "data_wait_share": self.wait / seconds,
-            "step_seconds": seconds / max(self.steps, 1),
+            "step_seconds": seconds / self.steps,
             "skipped": self.steps - total.get("finite", float(self.steps)),
         }
         if run.peak_flops:

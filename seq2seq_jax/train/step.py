@@ -100,7 +100,7 @@ def make_totals(gradient: Gradient, *, seed: int, accumulate: int) -> Callable[[
     return total_of
 
 
-def make_update(optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0, loss_per: str = "token") -> Update:
+def make_update(optimizer: optax.GradientTransformation, *, ema_decay: float, loss_per: str) -> Update:
     """Builds `update(state, total) -> (state, sums)`: one step down the gradient of the mean.
 
     The mean is taken once, over all batches of the update: of the loss over what its `weight` counts, which is tokens

@@ -534,7 +534,8 @@ def test_eos_may_double_as_bos_or_pad():
         ({"ranking": GNMT}, "needs `source_mask`"),
         ({"ranking": GNMT, "source_mask": jnp.ones((1, 3), bool)}, "returns None"),
         ({"return_attention": True}, "returns None"),
-        ({"eos_id": 9}, "`eos_id` must be a token of the step's vocabulary of 4"),
+        ({"eos_id": 4}, "`eos_id` must be a token of the step's vocabulary of 4"),
+        ({"eos_id": -1}, "`eos_id` must be a token of the step's vocabulary of 4"),
     ],
 )
 def test_contradictions_are_refused(options, message):

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from seq2seq_jax.decode import constraints
 from seq2seq_jax.decode.beam import beam_search
 from seq2seq_jax.decode.constraints import Widths, constrain, measure_constraints, pack_constraints
-from seq2seq_jax.decode.guards import count_guards
+from seq2seq_jax.decode.guards import completes_loop, count_guards, loop_window
 from seq2seq_jax.decode.ranking import Ranking
 from seq2seq_jax.decode.sample import greedy_search
 from seq2seq_jax.decode.steps import Constraints, Decoder, Inputs
@@ -321,3 +321,12 @@ def test_a_long_phrase_is_followed_as_a_search_of_the_whole_text_follows_it():
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="at least 0"):
         constrain(world(), eos_id=EOS, max_loop=-1)
+
+
+def test_phrases_of_up_to_eight_tokens_in_a_row_are_noticed():
+    for period in range(1, 11):
+        said = [*range(10, 10 + period)] * 2
+        recent = jnp.asarray([([-1] * 100 + said + [*range(10, 9 + period)])[-loop_window(1) :]], jnp.int32)
+        found = completes_loop(recent, 1)[0].tolist()
+        assert (9 + period in found) == (period <= 8), period
+        assert sum(token >= 0 for token in found) == (period <= 8)

@@ -249,3 +249,20 @@ def test_what_cudnn_cannot_goes_by_two_products(reason, monkeypatch):
     given = {"mask": None, "causal": False, "bias": bias, "segments": segments} | more
     runs = [attend_heads(q, k, v, **given, platform=platform) for platform in ("gpu", "cpu")]
     np.testing.assert_array_equal(*(np.asarray(run, np.float32) for run in runs))
+
+
+@pytest.mark.parametrize("mapped", [(1, None, None), (None, 1, None), (None, None, 1), (1, 1, 1)])
+def test_whatever_differs_between_hypotheses_is_written_for_each(mapped):
+    shapes = (B, N, T, H), (B, N, H), (B,)
+    own = [(K,) * (axis is not None) for axis in mapped]
+    given = draw(*(shape[:1] + more + shape[1:] for shape, more in zip(shapes, own, strict=True)))
+    cache, new, _ = given
+    step = jnp.arange(given[2].size).reshape(given[2].shape) % T
+    found = jax.vmap(write_cache, in_axes=mapped, out_axes=1)(cache, new, step)
+    for beam in range(K):
+        args = zip((cache, new, step), mapped, strict=True)
+        cache_k, new_k, step_k = (np.asarray(x if axis is None else x[:, beam]) for x, axis in args)
+        want = np.array(cache_k)
+        for row in range(B):
+            want[row, :, step_k[row]] = new_k[row]
+        np.testing.assert_array_equal(found[:, beam], want)

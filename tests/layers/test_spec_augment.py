@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.layers.spec_augment import POLICIES, Policy, augment, make_keys
+from seq2seq_jax.layers.spec_augment import POLICIES, Policy, _warp, augment, make_keys
 
 M, S = 20, 60
 LENGTHS = np.array([60, 41, 25, 9, 1, 0])
@@ -130,3 +130,13 @@ def test_there_is_no_gradient():
 def test_policies_that_cannot_be_say_so(changes, message):
     with pytest.raises(ValueError, match=message):
         Policy(**changes)
+
+
+@pytest.mark.parametrize("draws", [(0.0, 0.999), (0.999, 0.999), (0.0, 0.0), (0.999, 0.0)])
+def test_the_first_and_the_last_frame_stay_where_they_are_however_far_is_moved(draws):
+    wide, frames = 8, 2 * 8 + 1  # as few as can be moved
+    features = jnp.arange(frames, dtype=jnp.float32)[None, :, None]
+    moved = _warp(features, jnp.array([frames]), jnp.array([draws]), wide)[0, :, 0]
+    want = augment_row(np.arange(frames, dtype=np.float64)[:, None], draws, Policy(time_warp=wide))[:, 0]
+    np.testing.assert_allclose(moved, want, atol=1e-5)
+    assert moved[0] == 0 and moved[-1] == frames - 1

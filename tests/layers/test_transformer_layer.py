@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.layers.transformer_layer import NORMS, TransformerLayer, list_parameters, run_layer
+from seq2seq_jax.layers.transformer_layer import (
+    NORMS,
+    TransformerLayer,
+    list_parameters,
+    make_step_weights,
+    run_layer,
+    run_step,
+)
 from seq2seq_jax.parallel.layout import ONE_PROGRAM
 
 WIDTH = 8
@@ -34,3 +41,18 @@ def test_every_sub_layer_is_added_to_its_input(norm: str) -> None:
     shared = {"memory": jnp.asarray(memory, jnp.float32), "memory_mask": jnp.ones((2, 3), bool)}
     got = run_layer(kind, given, 0, jnp.asarray(x, jnp.float32), {}, shared)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_steps_that_start_with_whatever_lies_in_the_cache_equal_the_sequence() -> None:
+    kind = TransformerLayer(WIDTH, 2, 12, ONE_PROGRAM, causal=True)
+    rng, rows, room = np.random.default_rng(0), 3, 5
+    own = {
+        name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, (shape, _, _) in list_parameters(kind).items()
+    }
+    x = jnp.asarray(rng.normal(size=(rows, room, WIDTH)), jnp.float32)
+    want, weights = run_layer(kind, own, 0, x, {}, {}), make_step_weights(kind, own)
+    cached = tuple(jnp.full((rows, 2, room, WIDTH // 2), value) for value in (3.0, -5.0))
+    for n in range(room):
+        seen = jnp.broadcast_to(jnp.arange(room) <= n, (rows, room))
+        made, cached, _ = run_step(kind, weights, x[:, n], jnp.full(rows, n), cached, seen=seen, bias=None)
+        np.testing.assert_allclose(made, want[:, n], rtol=1e-4, atol=1e-4)

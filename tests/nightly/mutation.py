@@ -49,9 +49,7 @@ NEAREST = {
     "decode/method.py": "decode/test_rolling.py",
     "decode/trail.py": "decode/test_beam.py",
     "layers/activations.py": "models/test_transformer.py",
-    "layers/conformer.py": "models/test_ctc.py",
     "layers/dense.py": "models/test_ctc.py",
-    "layers/initializers.py": "models/test_lstm.py",
     "layers/kernels/gpu_program.py": "layers/kernels/test_lstm_gpu.py",
     "layers/normalisation.py": "models/test_transformer.py",
     "layers/parameters.py": "layers/test_recurrent.py",
@@ -64,9 +62,9 @@ NEAREST = {
     "parallel/varying.py": "parallel/test_pipeline.py",
     "parallel/watch.py": "parallel/test_hosts.py",
     "train/checkpoint_folder.py": "train/test_checkpoints.py",
-    "train/checkpoint_reader.py": "train/test_checkpoints.py",
+    "train/checkpoint_reader.py": "train/test_damage.py",
     "train/manifest.py": "train/test_checkpoints.py",
-    "train/orbax_messages.py": "train/test_checkpoints.py",
+    "train/orbax_messages.py": "train/test_full_disk.py",
 }
 
 

@@ -237,3 +237,15 @@ def test_rows_are_gathered_and_summed_by_the_devices_that_share_heads():
     np.testing.assert_array_equal(gathered, groups)
     np.testing.assert_array_equal(inner, groups)
     np.testing.assert_array_equal(scattered, 4 * x)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_only_straight_code_is_kept_from_being_found_twice(scanned):
+    """XLA would undo what is made again in it, and cannot in a loop, where keeping it apart only costs."""
+    parameters, arrays = draw(2)
+
+    def value(parameters):
+        return run(Execution(scanned=scanned, remat="full"), parameters, arrays, 2)[0].sum()
+
+    text = str(jax.make_jaxpr(jax.grad(value))(parameters))
+    assert f"prevent_cse={not scanned}" in text and f"prevent_cse={scanned}" not in text

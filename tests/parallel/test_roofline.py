@@ -80,3 +80,11 @@ def test_devices_that_share_the_machine_share_its_memory() -> None:
     psutil = pytest.importorskip("psutil")
     found = calibrate(jax.devices("cpu")[0], devices=8)
     assert found.memory == pytest.approx(psutil.virtual_memory().total / 8, rel=1e-3)
+
+
+def test_published_figures_are_positive_and_shares_at_most_one() -> None:
+    for name, chip in HARDWARE.items():
+        numbers = {key: value for key, value in dataclasses.asdict(chip).items() if isinstance(value, int | float)}
+        assert all(value >= 0 for value in numbers.values()), (name, numbers)
+        assert all(numbers[key] > 0 for key in ("peak_flops", "memory", "bandwidth", "links", "link_bandwidth")), name
+        assert 0 < chip.float32_share <= 1, name

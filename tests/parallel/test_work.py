@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seq2seq_jax.parallel.collectives import name_axes, read_groups
 from seq2seq_jax.parallel.layout import Execution
 from seq2seq_jax.parallel.program import Computation, Program, parse_program
-from seq2seq_jax.parallel.work import Work, count_flops, count_work
+from seq2seq_jax.parallel.work import Work, count_flops, count_work, group_size
 
 AXES = ("data", "fsdp", "tensor", "stage")
 WHOLE = PartitionSpec(AXES)
@@ -200,3 +200,54 @@ ENTRY %main (x: f32[256]) -> f32[256] {{
     program: Program = parse_program(text)
     found = [(call.kind, call.times, call.bytes, call.asynchronous) for call in count_work(program).calls]
     assert found == [("reduce-scatter", 1, 1024, False), ("all-gather", 1, 1024, True)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'a','b':(1)2}", 4),
+        ("[2,4]<=[8]", 4),
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("{}", 1),
+    ],
+)
+def test_devices_of_a_group_however_they_are_written(groups: str, size: int) -> None:
+    assert group_size(f"channel_id=1, replica_groups={groups}, to_apply=%add") == size
+
+
+@pytest.mark.parametrize(("asked", "passes"), [("", 1), ("highest", 6), ("high", 3), ("default", 1)])
+def test_products_of_float32_are_made_in_as_many_passes_as_asked_for(asked: str, passes: int) -> None:
+    more = f", operand_precision={{{asked},{asked}}}" if asked else ""
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[3,5], b: f32[5,7]) -> f32[3,7] {{
+  %a = f32[3,5]{{1,0}} parameter(0)
+  %b = f32[5,7]{{1,0}} parameter(1)
+  ROOT %c = f32[3,7]{{1,0}} dot(%a, %b), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}{more}
+}}
+"""
+    [kernel] = count_work(parse_program(text)).kernels
+    assert (kernel.flops, kernel.flops32) == (2 * 3 * 5 * 7, passes * 2 * 3 * 5 * 7)
+
+
+def test_what_lives_in_the_chip_s_own_memory_moves_no_bytes() -> None:
+    """An update of 4 of 64 numbers reads and writes 4; the slice that is fetched ahead is read once."""
+
+    def count(space: str) -> dict[str, float]:
+        text = f"""HloModule m
+
+ENTRY %main (x: f32[64], y: f32[4]) -> f32[64] {{
+  %x = f32[64]{{0{space}}} parameter(0)
+  %y = f32[4]{{0}} parameter(1)
+  %n = s32[] constant(3)
+  %begun = ((f32[64]{{0{space}}}), f32[4]{{0:S(1)}}, u32[]) slice-start(%x), slice={{[0:4]}}
+  %done = f32[4]{{0:S(1)}} slice-done(%begun)
+  ROOT %new = f32[64]{{0{space}}} dynamic-update-slice(%x, %y, %n)
+}}
+"""
+        return {kernel.name: kernel.bytes for kernel in count_work(parse_program(text)).kernels}
+
+    assert count("") == {"begun": 4 * 4, "new": 2 * 4 * 4}
+    assert count(":S(1)") == {"begun": 0, "new": 4 * 4}

@@ -271,3 +271,15 @@ def test_what_is_rewarded_is_learnt_and_a_resumed_run_goes_on_alike():
     again, same = take_steps(jax.tree.map(jnp.asarray, jax.device_get(half)), 20)
     assert same == rewards
     jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_compiling_proposals_and_the_update_is_time_spent_on_compiling():
+    class Update:
+        seconds = 3.0
+
+        def __call__(self, state, batch):
+            return state, {}
+
+    tell = lambda line: None  # noqa: E731
+    step = SequenceStep(make_programs()[2], None, None, Update(), accumulate=1, shapes=1, tell=tell)
+    assert step.seconds == 3.0

@@ -157,6 +157,25 @@ def test_as_many_steps_come_together_as_8_mib_hold() -> None:
     assert short is not None and short.steps == 3
 
 
+def test_vmem_holds_the_matrix_and_two_of_every_block_that_moves() -> None:
+    """While one block is worked on, the next is fetched."""
+    rows, width, size = 16, 128, 2
+    plan = make_plan((50, rows, 4 * width), jnp.bfloat16)
+    assert plan is not None and plan.steps == 8
+    matrix, states, block = width * 4 * width * size, 9 * rows * width * 4, 8 * rows * width * (8 * size + 8 + size)
+    assert plan.vmem == matrix + states + 2 * block + lstm_tpu._SLACK
+
+
+def test_the_compiler_is_told_of_the_products_and_of_the_bytes_that_move() -> None:
+    length, rows, width = 50, 16, 128
+    plan = make_plan((length, rows, 4 * width), jnp.bfloat16)
+    assert plan is not None
+    cut = lstm_tpu._Cut(plan, length, rows, True)
+    told = cut.estimate(jnp.zeros((length, rows, 4 * width), jnp.bfloat16), read=4 * width, written=3 * width)
+    assert told.flops == 2 * length * rows * width * 4 * width
+    assert told.bytes_accessed == 2 * (length * rows * 7 * width + width * 4 * width)
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_tpus_compile_it(topology: str) -> None:
     """Mosaic takes the kernels, and its VMEM holds what the plan says: it is refused more than `Plan.vmem`."""
