@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from seq2seq_jax.errors import DivergedError
 from seq2seq_jax.interfaces import Batch
+from seq2seq_jax.parallel.layout import make_layout
+from seq2seq_jax.parallel.shard import batch_sharding, init_sharded
+from seq2seq_jax.parallel.spread import spread_gradient
 from seq2seq_jax.train.checkpoints import Checkpoints
 from seq2seq_jax.train.loop import Run, fit
 from seq2seq_jax.train.optimizers import make_optimizer
@@ -219,3 +223,35 @@ def test_each_kind_is_bad_in_the_way_it_says(kind):
     _, sums = step(state, make_points(1, kind, random.Random(0)))
     assert not sums["finite"]
     assert np.isfinite(sums["loss"]) == ("gradient" in kind)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_what_goes_bad_on_one_device_of_eight_is_applied_on_none(kind):
+    """The rows of one device make the loss, or the gradient of one parameter's part alone, no number."""
+
+    def loss(params, batch, key, step):
+        del key, step
+        kernel = params["kernel"]
+        roots = jnp.sum(jnp.sqrt(batch["under_roots"] * kernel[0, 0] ** 2) * 1e-30)
+        return jnp.sum(batch["x"]) * jnp.sum(jnp.sin(kernel)) + roots, {"weight": jnp.sum(batch["x"] ** 0)}
+
+    def init():
+        kernel = jnp.ones((64, 32))
+        return init_state({"kernel": nn.LogicallyPartitioned(kernel, ("hidden", "gates"))}, optimizer)
+
+    layout = make_layout(data=2, fsdp=4, stage=1, tensor=1)
+    optimizer = make_optimizer("adam", lambda count: RATE, clip_norm=1.0)
+    boxed = jax.eval_shape(init)
+    step = jax.jit(make_train_step(spread_gradient(loss, layout, boxed.params), optimizer, seed=0))
+    state, place = init_sharded(init, layout), batch_sharding(layout.mesh)
+    assert not state.params["kernel"].sharding.is_fully_replicated
+    rows = {"x": np.arange(1.0, 9, dtype=np.float32), "under_roots": np.ones(8, np.float32)}
+    moved, sums = step(state, jax.device_put(rows, place))
+    assert sums["finite"] and not np.array_equal(moved.params["kernel"], state.params["kernel"])
+    if kind == "loss":
+        rows["x"][5] = np.nan
+    else:
+        rows["under_roots"][5] = 0.0
+    after, sums = step(moved, jax.device_put(rows, place))
+    assert not sums["finite"] and not np.isfinite(sums["grad_norm"]) and after.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (moved.params, moved.opt_state))
