@@ -66,6 +66,8 @@ def _kill_in(nursery: Nursery, job: Job, name: str) -> Row:
     finish(nursery, arguments, job.folder / "warm")
     took = Durations(Running(nursery, arguments, job.folder / "alone"))
     alone = read_outcome(job.folder / "alone")
+    if differing := compare(read_outcome(job.folder / "warm"), alone):
+        raise RuntimeError(f"two runs left alone differ: {', '.join(differing)}")
     job.tell(f"a run left alone takes {took.whole:.1f} s; it starts in {took.start:.1f} s")
     aims = _draw_aims(job)
     draw, began, deaths = random.Random(job.seed), time.monotonic(), []
