@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from seq2seq_jax.decode.ctc import best_path, frame_log_probs, spell
 
@@ -77,3 +78,20 @@ def test_the_published_line_has_its_published_best_path(data_folder, tmp_path):
     length = int(found.lengths[0, 0]) - 1
     text = "".join(reference.CHARACTERS[token - 1] for token in np.asarray(found.tokens[0, 0, :length]))
     assert text == "the fak friend of the fomly hae tC"
+
+
+def test_parts_of_the_columns_are_those_of_the_whole():
+    """Of twelve columns on four devices ten are tokens, and two of those are forbidden; padding spells nothing."""
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 12)), jnp.float32)
+    mask, columns = jnp.arange(5) < jnp.array([5, 3])[:, None], PartitionSpec(None, None, "tensor")
+
+    def local(logits):
+        return frame_log_probs(logits, mask, forbidden=(1, 7), vocab_axes=("tensor",), vocab_size=10)
+
+    found = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=columns, out_specs=columns))(logits)
+    kept = np.asarray(logits, np.float64)
+    kept[..., [1, 7, 10, 11]] = -np.inf
+    want = kept - np.log(np.exp(kept).sum(-1, keepdims=True))
+    want[~np.asarray(mask)] = [0.0] + [-np.inf] * 11
+    np.testing.assert_allclose(found, want, atol=1e-5)
