@@ -22,6 +22,7 @@ def heal_cache() -> None:
     show = warnings.showwarning
     if getattr(show, "heals", False):
         return
+    looked = set[str]()
 
     def heal(
         message: Warning | str,
@@ -31,8 +32,11 @@ def heal_cache() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        folder = jax.config.values["jax_compilation_cache_dir"]
-        if folder and str(message).startswith(DAMAGED) and (count := remove_damaged(Path(folder))):
+        folder, count = jax.config.values["jax_compilation_cache_dir"], 0
+        if folder and "://" not in folder and folder not in looked and str(message).startswith(DAMAGED):
+            looked.add(folder)  # once: all are read
+            count = remove_damaged(Path(folder))
+        if count:
             told = f"{count} damaged entries of the compilation cache in {folder} were removed and are compiled anew"
             print(f"seq2seq_jax: {told}", file=sys.stderr, flush=True)
         else:

@@ -21,6 +21,11 @@ EXIT_NO_CHECKPOINT = 4
 EXIT_HOST_LOST = 5
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device's memory, as XLA says it, or the machine's was not enough."""
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 class UserError(Exception):
     """Something the user can mend: names the file, line or key, the rule, the value and the cure."""
 

@@ -26,7 +26,14 @@ from ml_collections import ConfigDict
 
 from seq2seq_jax.command_line import HELP, OWN, find_root, parse
 from seq2seq_jax.config import check_config, flatten, require_search
-from seq2seq_jax.errors import EXIT_USER, DivergedError, NoUsableCheckpointError, Terminated, UserError
+from seq2seq_jax.errors import (
+    EXIT_USER,
+    DivergedError,
+    NoUsableCheckpointError,
+    Terminated,
+    UserError,
+    is_out_of_memory,
+)
 from seq2seq_jax.failpoints import check_environment
 from seq2seq_jax.speech_checks import require_mode
 
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         cure = "look at its permissions and at the space on its disk"
         return _tell(f"{error.filename or 'a file of this run'}: {error.strerror}; {cure}.", EXIT_USER, argv)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):  # as XLA says it
+        if not is_out_of_memory(error):
             raise
         return _tell(_explain_memory(str(error)), EXIT_USER, argv)
 
@@ -163,7 +170,7 @@ def _set_up_jax() -> None:
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns of its own defaults at every start
     getLogger("seq2seq_jax").setLevel("WARNING")
-    jax.config.update("jax_compilation_cache_dir", str(find_compiled()))
+    jax.config.update("jax_compilation_cache_dir", find_compiled())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     heal_cache()
@@ -322,7 +329,9 @@ def _score(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
     from seq2seq_jax.modes.lines import open_output
     from seq2seq_jax.modes.score import score
 
-    with open_output(given.output, apart_from=(given.input,)) as output:
+    corpora = [part.strip() for part in (given.input or config.data.test).split(",")]
+    sides = [f"{part}.{side}" for part in corpora for side in (config.data.source, config.data.target)]
+    with open_output(given.output, apart_from=[*corpora, *sides]) as output:
         score(config, root, output, pairs=given.input)
     return 0
 
@@ -334,7 +343,7 @@ def _vectors(given: flags.FlagValues, config: ConfigDict, root: Path) -> int:
 
     lines = read_input(None if given.input == "-" else given.input)
     with contextlib.closing(lines):
-        write_vectors(config, root, lines, given.output)
+        write_vectors(config, root, lines, given.output, apart_from=given.input)
     return 0
 
 

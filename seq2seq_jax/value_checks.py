@@ -46,7 +46,7 @@ def _check_text(key: str, value: str) -> None:
 
 
 def _check_number(key: str, value: float, *, whole: bool) -> None:
-    if not whole and not math.isfinite(value):
+    if not whole and not abs(value) < math.inf:  # also of a whole number that no float holds
         raise UserError(f"config.{key} must be a finite number, but is {value} instead.")
     least, most = AT_LEAST.get(key), AT_MOST.get(key, MOST_WHOLE if whole else MOST)
     rule = ""

@@ -98,6 +98,10 @@ class Folder:
         """How many members an ensemble has; only in the folder of one."""
         return self.root / "members.json"
 
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, be it in the quarantine."""
+        return any(any(self.checkpoints.glob(name)) for name in ("[0-9]*", "quarantine/*"))
+
     def remove_unfinished(self) -> None:
         """Removes the halves of files that a killed training was about to write; only for who has claimed the folder.
 
@@ -108,10 +112,10 @@ class Folder:
                 path.unlink(missing_ok=True)
 
 
-def find_compiled() -> Path:
-    """Where compiled programs are kept, so that a second start does not compile again."""
+def find_compiled() -> str:
+    """Where compiled programs are kept, so that a second start does not compile again: a folder, or a URL."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home / "seq2seq_jax" / "compiled")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "seq2seq_jax" / "compiled")
 
 
 def list_members(root: Path) -> list[Path]:

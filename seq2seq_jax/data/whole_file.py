@@ -11,12 +11,16 @@ from pathlib import Path
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes beside the file, flushes to the disk, then renames."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")  # another host may write the same file
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # another host may write the same file
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_whole(path: Path) -> bytes:

@@ -6,6 +6,7 @@ It reads and changes nothing: a test file on the disk has no name, and nothing i
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -48,6 +49,9 @@ TESTED = 2**23
 """Bytes that the disk is tried with."""
 LEAST_DISK, LEAST_MEMORY = 2**30, 2**30
 """Bytes that should be free."""
+
+NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""What file systems say that have no files without a name, as NFS has none."""
 
 LOOK = """
 import json, sys
@@ -145,7 +149,8 @@ def read_memory() -> dict[str, int | None]:
     limit, used = (_read(Path(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
     if total is not None and limit.isdecimal() and int(limit) < total:
         total = int(limit)
-        free = min(free or total, total - int(used or 0))
+        cached = re.search(r"^inactive_file (\d+)$", _read(Path("/sys/fs/cgroup/memory.stat")), re.M)  # goes when asked
+        free = min(free or total, total - int(used or 0) + (int(cached[1]) if cached else 0))
     return {"total_bytes": total, "free_bytes": free}
 
 
@@ -165,13 +170,16 @@ def try_disk(folder: Path) -> dict[str, Any]:
                 os.close(handle)
             found["bytes_per_second"] = round(TESTED / (time.monotonic() - began))
         except OSError as error:
-            found["error"] = error.strerror
+            if error.errno not in NO_UNNAMED:
+                found["error"] = error.strerror
     return found
 
 
-def describe_cache(folder: Path) -> dict[str, Any]:
-    """Where compiled programs are kept, how many they are, and whether more can be."""
-    sizes = []
+def describe_cache(place: str) -> dict[str, Any]:
+    """Where compiled programs are kept, how many they are, and whether more can be; of a URL nothing is known."""
+    if "://" in place:
+        return {"folder": place, "files": 0, "bytes": None, "writable": True}
+    folder, sizes = Path(place), []
     if folder.is_dir():
         for path in folder.iterdir():
             try:

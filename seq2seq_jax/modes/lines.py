@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -48,8 +48,7 @@ def open_whole(target: str, *, apart_from: Sequence[str | None] = ()) -> Iterato
     path = Path(target)
     if path.is_dir():
         raise UserError(f"--output={target}: is a folder; name a file in it.")
-    if path.exists() and any(name and os.path.exists(name) and path.samefile(name) for name in apart_from):
-        raise UserError(f"--output={target}: is a file that is read, too, and would be lost; name another one.")
+    keep_apart(target, apart_from)
     streamed = path.exists() and not path.is_file()
     part = path if streamed else path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -69,6 +68,18 @@ def open_whole(target: str, *, apart_from: Sequence[str | None] = ()) -> Iterato
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def keep_apart(target: str, read: Iterable[str | None]) -> None:
+    """Refuses an output that is one of the files that are read.
+
+    Raises:
+        UserError: it is.
+    """
+    if os.path.exists(target) and any(
+        name and os.path.exists(name) and os.path.samefile(target, name) for name in read
+    ):
+        raise UserError(f"--output={target}: is a file that is read, too, and would be lost; name another one.")
 
 
 def read_input(path: str | None, *, flag: str = "input") -> Generator[str, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,8 @@ def _examine_checkpoints(folder: Folder, report: dict[str, Any]) -> None:
             found.append({"step": step, "standing": "not looked at", "reason": "reading them takes long"})
             continue
         verdict = verify_manifest(folder.checkpoints / str(step), step=step)
+        if not os.path.lexists(folder.checkpoints / str(step)):
+            continue  # a training is under way, and it was an old one
         found.append({"step": step, "standing": verdict.standing.name.lower(), "reason": verdict.reason})
         if verdict.standing is Standing.BAD:
             what = f"{folder.checkpoints / str(step)} is damaged: {verdict.reason}"

@@ -33,7 +33,7 @@ def check_start(config: ConfigDict, root: Path, *, trains: bool = True) -> None:
     for split in ("train", "dev", "test"):
         list_specs(config, split)
     _check_companions(config)
-    begun = list_members(root) or any(Folder(root).checkpoints.glob("[0-9]*"))
+    begun = list_members(root) or Folder(root).has_begun()
     start = "" if begun else config.train.init_from  # which a run that has begun does not need any more
     if start and not Folder(Path(start).expanduser()).config.is_file():
         raise UserError(f"--init_from={start}: is no folder of a run, which has a config.json; name one.")

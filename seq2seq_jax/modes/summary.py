@@ -62,7 +62,10 @@ def describe_origin(experiment: Experiment, splits: Splits, folder: Folder, sear
         experiment, splits, folder: the run's.
         searched: the parameters that searched, see `ensemble.join_models`.
     """
-    started = json.loads(folder.started.read_bytes()) if folder.started.is_file() else {}
+    try:
+        started = dict(json.loads(folder.started.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):  # there is none, or it is damaged
+        started = {}
     kept = ("source", "step", "parameters_sha256")
     return {
         "corpus_sha256": splits.digests,
@@ -78,8 +81,12 @@ def describe_origin(experiment: Experiment, splits: Splits, folder: Folder, sear
 
 
 def sum_up(path: Path) -> dict[str, Any]:
-    """Training speed over the whole run, from its log lines; a run in several parts counts as one."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Training speed over the whole run, from its log lines; a run in several parts counts as one.
+
+    A last line that is not whole yet, as the disk was full, is left out.
+    """
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    records = [json.loads(line) for line in whole.splitlines()]
     lines = [record for record in records if "source_tokens_per_second" in record]
     last = lines[-1] if lines else {}
     rates = [record["source_tokens_per_second"] + record["target_tokens_per_second"] for record in lines]

@@ -101,7 +101,7 @@ def train(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, check: Check 
         chosen = _choose(experiment, checkpoints, state)
         models = join_models(experiment, chosen.state.averaged, folder)
         scores = evaluate_test(experiment, chosen, splits.test, folder, stop, hosts, models)
-        totals = sum_up(folder.metrics)
+        totals = sum_up(folder.metrics) if hosts.is_primary else {}
     results = {
         "test": scores,
         "parameters": count_parameters(state.params),
@@ -125,7 +125,7 @@ def _set_up(
     config: ConfigDict, folder: Folder, hosts: Hosts, check: Check | None
 ) -> tuple[Experiment, Corpus, Splits, dict[str, Any]]:
     """The experiment, its data, and what its vocabularies cover of them; writes the config once all of it fits."""
-    begun = hosts.share("begun", lambda: any(folder.checkpoints.glob("[0-9]*")))
+    begun = hosts.share("begun", folder.has_begun)
     if begun:
         check_resume(config, load_config(folder.config), folder.config)
     prepared = find_prepared(config, folder.root, check=hosts.is_primary)

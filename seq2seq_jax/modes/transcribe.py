@@ -20,7 +20,7 @@ from seq2seq_jax.experiment import Experiment
 from seq2seq_jax.interfaces import PyTree
 from seq2seq_jax.modes.ensemble import join_models
 from seq2seq_jax.modes.evaluate import load_run
-from seq2seq_jax.modes.lines import open_output
+from seq2seq_jax.modes.lines import keep_apart, open_output
 from seq2seq_jax.modes.recognising import make_recogniser
 from seq2seq_jax.modes.scoring import say
 from seq2seq_jax.serve.progress import Progress
@@ -53,7 +53,7 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
     names, several = list_recordings(inputs)
     if several and output is None and form != "text":
         raise UserError(f"--output must name a folder for {len(names)} recordings as {form}; standard output has one.")
-    _check_output(output, several=several)
+    _check_output(output, names, several=several)
     experiment, chosen = load_run(config, Folder(root))
     program, params = join_models(experiment, chosen.state.averaged, Folder(root))
     recognise, longest = make_recognise(experiment, program, params, chosen.state.averaged)
@@ -76,8 +76,10 @@ def transcribe(config: ConfigDict, root: Path, inputs: str, output: str | None, 
     return tally.failed
 
 
-def _check_output(output: str | None, *, several: bool) -> None:
-    """Refuses a folder for one transcript, and a file for many, before anything is recognised."""
+def _check_output(output: str | None, names: Sequence[str], *, several: bool) -> None:
+    """Refuses a folder for one transcript, a file for many, and one that is read, before anything is recognised."""
+    if output is not None:
+        keep_apart(output, (parse_clip(name).path for name in names))
     if output is not None and not several and Path(output).is_dir():
         raise UserError(f"--output={output}: must be a file for one recording, but is a folder; name a file in it.")
     if output is not None and several and Path(output).exists() and not Path(output).is_dir():

@@ -24,7 +24,9 @@ GROUP_LINES = 4096
 """Lines that are sorted by length at a time."""
 
 
-def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: str | None) -> tuple[int, int]:
+def write_vectors(
+    config: ConfigDict, root: Path, lines: Iterator[str], output: str | None, *, apart_from: str | None = None
+) -> tuple[int, int]:
     """Writes the vectors of all lines into one file for `numpy.load`, which appears when it is whole.
 
     The file holds `vectors` `[lines, D]` float32, in the lines' order; `kind` ("final state" or "mean", see
@@ -35,6 +37,7 @@ def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: 
         root: its folder.
         lines: sentences in the language that the model reads.
         output: the file to write.
+        apart_from: where the lines are read, which it must not be.
 
     Returns:
         The shape of `vectors`.
@@ -46,7 +49,7 @@ def write_vectors(config: ConfigDict, root: Path, lines: Iterator[str], output: 
         raise UserError(f"--workdir={root}: a language model reads no source and has no vectors; name another run.")
     if not output:
         raise UserError("--output is missing: name the file of vectors to write (--output=vectors.npz).")
-    with open_whole(output) as file:
+    with open_whole(output, apart_from=(apart_from,)) as file:
         experiment, chosen = load_run(config, Folder(root))
         tags = (name_target(config.data.target),) if config.data.target_tag else ()
         training, limits = experiment.training, {"rows": config.decode.rows, "max_len": config.decode.max_source_len}

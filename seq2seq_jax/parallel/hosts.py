@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from seq2seq_jax.errors import EXIT_HOST_LOST, EXIT_USER, UserError
+from seq2seq_jax.errors import EXIT_HOST_LOST, EXIT_USER, UserError, is_out_of_memory
 from seq2seq_jax.parallel.watch import GRACE, SUSPICION, Lost, Watch
 
 TIMEOUT = 60.0
@@ -270,7 +270,8 @@ class Hosts:
             return
         code, words = 0, "done"
         if error is not None:
-            known = 130 if isinstance(error, KeyboardInterrupt) else EXIT_USER if isinstance(error, OSError) else 1
+            of_user = isinstance(error, OSError) or is_out_of_memory(error)
+            known = 130 if isinstance(error, KeyboardInterrupt) else EXIT_USER if of_user else 1
             code, words = getattr(error, "exit_code", known), str(error) or type(error).__name__
         if code == 1:  # a collective that fails tells of another host's death in its own words
             self._end_if_lost()

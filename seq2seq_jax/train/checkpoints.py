@@ -40,7 +40,7 @@ from seq2seq_jax.train.checkpoint_folder import (
     try_to_write,
 )
 from seq2seq_jax.train.checkpoint_reader import CheckpointReader, Restored
-from seq2seq_jax.train.manifest import make_record, name_fields, read_records, write_manifest
+from seq2seq_jax.train.manifest import MANIFEST, make_record, name_fields, read_records, write_manifest
 from seq2seq_jax.train.memory import give_back_memory
 from seq2seq_jax.train.orbax_messages import silence_orbax
 from seq2seq_jax.train.retention import Retention
@@ -141,9 +141,12 @@ class Checkpoints:
     def record_metrics(self, step: int, *, meta: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Gives a saved step the scores that were not known yet when it was saved; they stand in its manifest."""
         self.wait()
-        reach("record", step)
         if is_primary():
-            write_manifest(self._folder(step), step=step, record=make_record(meta, metrics))
+            try:
+                reach("record", step)
+                write_manifest(self._folder(step), step=step, record=make_record(meta, metrics))
+            except OSError as error:
+                self._warn(f"checkpoint of step {step} did not get its scores: {describe_error(error)}")
 
     def poll(self) -> None:
         """Looks after a save in the background; call it every step, it is cheap.
@@ -216,6 +219,10 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step with the best `best_metric` (the newer one of equals) of those that have a manifest, or None."""
         return next(iter(agree_on(self._rank()[:1])), None)
+
+    def is_whole(self, step: int) -> bool:
+        """Whether a step is committed and has its manifest."""
+        return step in read_records(self.directory, [step])
 
     def metrics(self, step: int) -> dict[str, float]:
         """The scores that were saved with a step; empty if none were or they cannot be read."""
@@ -292,6 +299,7 @@ class Checkpoints:
             self._hashing = step, self._hasher.submit(write_manifest, self._folder(step), step=step, record=record)
         else:
             self._failed_saves = 0
+            give_back_memory()
 
     def _finish_manifest(self) -> None:
         if self._hashing is None:
@@ -324,9 +332,11 @@ class Checkpoints:
         )
 
     def _rotate(self) -> None:
-        """Removes the steps that need not be kept."""
+        """Removes the steps that need not be kept; not one whose manifest says nothing: it may be the best."""
         steps = self.steps()
-        remove_steps(self.directory, self._retention.find_old(steps, read_records(self.directory, steps)))
+        records = read_records(self.directory, steps)
+        known = [step for step in steps if step in records or not (self._folder(step) / MANIFEST).exists()]
+        remove_steps(self.directory, self._retention.find_old(known, records))
 
     def _rank(self) -> list[int]:
         """The steps that have a manifest and a finite `best_metric`, best first."""

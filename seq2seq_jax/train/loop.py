@@ -290,7 +290,8 @@ def _keep(
     follower.window.aside += time.monotonic() - started
     if stop.requested:
         checkpoints.wait()
-        stop.check(f"at step {done}, which is saved")
+        saved = "which is saved" if checkpoints.is_whole(done) else "which could not be saved"
+        stop.check(f"at step {done}, {saved}")
 
 
 def evaluate_and_log(

@@ -98,9 +98,13 @@ def test_pytorch_s_pre_norm_layers_give_the_same():
     rng, mask = np.random.default_rng(0), make_batch()[1]
     x, mask = jnp.asarray(rng.normal(size=(B, S, width)), jnp.float32), jnp.asarray(mask)
     places = jnp.zeros((B, S, 2), jnp.int32)
-    shapes = nn.meta.unbox(jax.eval_shape(lambda: stack.init(jax.random.key(0), x, mask, places=places)))["params"]
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: stack.init(jax.random.key(0), x, mask, places=places, train=False)))[
+        "params"
+    ]
     own = jax.tree.map(lambda leaf: rng.normal(0.0, 0.5, leaf.shape).astype(np.float32), shapes)
-    run = jax.jit(lambda own: stack.apply({"params": own}, x, mask, places=places)[0], compiler_options=QUICKLY)
+    run = jax.jit(
+        lambda own: stack.apply({"params": own}, x, mask, places=places, train=False)[0], compiler_options=QUICKLY
+    )
 
     def gelu(x):
         return torch.nn.functional.gelu(x, approximate="tanh")
@@ -185,10 +189,10 @@ def test_rotary_and_relative_layers_see_the_order_of_a_text():
     for positions in ("rotary", "relative", "sinusoidal"):
         stack = TransformerStack(TransformerLayer(16, 4, 24, ONE_PROGRAM, positions=positions), 2)
         shapes = nn.meta.unbox(
-            jax.eval_shape(functools.partial(stack.init, places=places), jax.random.key(0), text, mask)
+            jax.eval_shape(functools.partial(stack.init, places=places, train=False), jax.random.key(0), text, mask)
         )
         own = jax.tree.map(lambda leaf: rng.normal(0.0, 0.5, leaf.shape).astype(np.float32), shapes)
-        run = jax.jit(functools.partial(stack.apply, places=places), compiler_options=QUICKLY)
+        run = jax.jit(functools.partial(stack.apply, places=places, train=False), compiler_options=QUICKLY)
         plain, permuted = (run(own, given, mask)[0] for given in (text, text[:, order]))
         assert (np.abs(permuted - plain[:, order]).max() < 1e-5) == (positions == "sinusoidal")
 

@@ -79,6 +79,9 @@ def test_where_all_are_damaged_the_code_is_4_and_nothing_is_gone(copy, mode, cap
     assert len(list_all(copy)) == before + moved
     if mode == "train":
         assert call(copy, *asked) == 4, "nor at the next start"
+        config = (copy / "config.json").read_bytes()
+        assert call(copy, *asked, "--config.model.features=16") == 2, "whose config is still that of the run"
+        assert (copy / "config.json").read_bytes() == config
 
 
 def test_a_program_of_one_s_own_hears_of_it_too(copy):

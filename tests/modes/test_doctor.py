@@ -1,6 +1,8 @@
 """`--mode=doctor` tells what is there and what is wrong, changes nothing, and stands any folder of a run."""
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,8 @@ import pytest
 from seq2seq_jax import main
 from seq2seq_jax.config import default_config
 from seq2seq_jax.modes import doctor, run_health
-from seq2seq_jax.train.manifest import write_manifest
+from seq2seq_jax.train.manifest import verify_manifest, write_manifest
+from seq2seq_jax.workdir import find_compiled
 
 
 @pytest.fixture(autouse=True)
@@ -236,3 +239,29 @@ def test_a_disk_that_cannot_be_written_to_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
     found = doctor.try_disk(tmp_path / "not" / "there")
     assert not found["writable"] and found["bytes_per_second"] is None and found["free_bytes"] > 0
+
+
+def test_a_file_system_without_files_that_have_no_name_is_not_wrong(tmp_path, monkeypatch):
+    def refuse(path, flags, mode):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(doctor.os, "open", refuse)
+    found = doctor.try_disk(tmp_path)
+    assert found["writable"] and found["bytes_per_second"] is None and "error" not in found
+
+
+def test_a_cache_elsewhere_is_named_as_it_is(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    found = doctor.describe_cache(find_compiled())
+    assert found["folder"] == "gs://bucket/cache" and found["writable"] and found["bytes"] is None
+
+
+def test_a_step_that_a_training_removes_meanwhile_is_not_wrong(run, monkeypatch):
+    def verify(folder, *, step):
+        if step == 4:
+            shutil.rmtree(folder)
+        return verify_manifest(folder, step=step)
+
+    monkeypatch.setattr(run_health, "verify_manifest", verify)
+    found = run_health.examine_run(run)
+    assert [one["step"] for one in found["checkpoints"]] == [12, 8] and found["problems"] == []

@@ -1,5 +1,6 @@
 """What is written appears whole or not at all, and never over what is read or what was not meant."""
 
+import errno
 import io
 import os
 import threading
@@ -11,10 +12,12 @@ import seq2seq_jax
 from seq2seq_jax.config import default_config
 from seq2seq_jax.data.sources import make_text
 from seq2seq_jax.data.vocab_training import train_vocabs
+from seq2seq_jax.data.whole_file import write_whole
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.main import main
 from seq2seq_jax.modes.lines import MOST_BYTES, count_lines, open_output, open_whole, read_input
 from seq2seq_jax.modes.new_folder import make_folder
+from seq2seq_jax.modes.transcribe import _check_output
 from seq2seq_jax.vocabularies import obtain_ngram
 
 
@@ -56,6 +59,34 @@ def test_what_is_read_is_not_written_over(tmp_path):
         with pytest.raises(UserError, match="is read, too"), open_output(str(name), apart_from=(None, str(path))):
             pytest.fail("began to work")
     assert path.read_text() == "one\n"
+
+
+@pytest.mark.parametrize("mode", ["translate", "vectors", "score"])
+def test_modes_do_not_write_over_what_they_read(tiny_run, tmp_path, mode, capsys):
+    for side in ("en", "es"):
+        (tmp_path / f"text.{side}").write_text("one red cat\n")
+    read = tmp_path / "text.en"
+    given = tmp_path / "text" if mode == "score" else read
+    args = [f"--workdir={tiny_run}", f"--mode={mode}", f"--input={given}", f"--output={read}"]
+    assert main(["seq2seq_jax.main", *args]) == 2
+    assert "is read, too" in capsys.readouterr().err and read.read_text() == "one red cat\n"
+
+
+def test_a_transcript_is_not_written_over_its_recording(tmp_path):
+    recording = tmp_path / "a.wav"
+    recording.write_bytes(b"sound")
+    with pytest.raises(UserError, match="is read, too"):
+        _check_output(str(recording), [str(recording)], several=False)
+
+
+def test_half_a_file_of_a_vocabulary_is_removed_when_the_disk_is_full(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "source.model", b"model")
+    assert names(tmp_path) == []
 
 
 def test_a_pipe_is_written_to_and_stays_one(tmp_path):

@@ -173,3 +173,13 @@ def test_the_state_of_a_case_differs_in_every_leaf():
     """Else a step that came back for another could go unnoticed."""
     for left, right in zip(*(jax.tree.leaves(damage.make_state(step)) for step in (1, 2)), strict=True):
         assert not np.array_equal(left, right)
+
+
+def test_the_best_step_stays_though_its_manifest_is_damaged_while_the_training_goes_on(root):
+    """Nobody can say any more that it is the best, nor that it is not."""
+    with Checkpoints(root, keep_last=1, best_mode="min", warn=pytest.fail) as checkpoints:
+        (root / "1" / MANIFEST).write_bytes((root / "1" / MANIFEST).read_bytes().replace(b"1", b"7", 1))
+        for step in (4, 5):
+            checkpoints.save(step, damage.make_state(step), meta={"examples": step}, metrics={"bleu": 9.0})
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2, 5]  # 2 is the best of the others

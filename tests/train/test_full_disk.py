@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.modes.summary import sum_up
 from seq2seq_jax.train.checkpoints import MAX_FAILED_SAVES, Checkpoints
 from seq2seq_jax.train.manifest import Standing, verify_manifest
 from seq2seq_jax.train.writers import MetricsFile, print_line
@@ -149,3 +150,21 @@ def test_errors_that_orbax_tells_late_are_not_those_of_the_next_save(tmp_path, m
     """Two of its writers fail; the second one's error would otherwise be raised again by the save after it."""
     monkeypatch.setattr("seq2seq_jax.train.checkpoints.try_to_write", lambda folder: "")
     assert disks.try_save(tmp_path / "run", lambda: disks.limit_files(0), asynchronous=True) == ""
+
+
+def test_scores_that_cannot_be_written_later_are_told_and_end_nothing(tmp_path):
+    warnings: list[str] = []
+    with Checkpoints(tmp_path, warn=warnings.append) as checkpoints:
+        checkpoints.save(3, damage.make_state(3), meta={}, metrics={"bleu": 3.0})
+        checkpoints.wait()
+        with disks.fail_at("record"):
+            checkpoints.record_metrics(3, meta={}, metrics={"bleu": 9.0})
+        assert checkpoints.metrics(3) == {"bleu": 3.0} and checkpoints.is_whole(3)
+    assert warnings == ["checkpoint of step 3 did not get its scores: [Errno 28] No space left on device"]
+
+
+def test_a_line_of_metrics_that_is_half_written_is_left_out_of_the_sum(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = {"step": 1, "loss": 2.0, "source_tokens_per_second": 3.0, "target_tokens_per_second": 4.0}
+    path.write_text(json.dumps(line) + "\n" + json.dumps(line | {"loss": 5.0})[:20])
+    assert sum_up(path)["train_loss"] == 2.0 and sum_up(path)["tokens_per_second"] == 7.0

@@ -133,6 +133,9 @@ class World:
     def wait(self):
         self.note("wait")
 
+    def is_whole(self, step):
+        return step in self.saves
+
     def batches(self, start):
         self.started_at.append(start)
         number = start
@@ -354,6 +357,13 @@ def test_a_signal_ends_the_run_after_saving_without_an_evaluation(world, number,
     assert ended.value.exit_code == code
     assert world.events == ["step 1", "step 2", "step 3", "step 4", "save 4", "wait", "closed"]
     assert world.saves[4] == ({"examples": 400, "evaluated": False}, None)
+
+
+def test_a_step_that_could_not_be_saved_is_not_said_to_be(world, monkeypatch):
+    monkeypatch.setattr(world, "is_whole", lambda step: False)
+    world.signals["step 4"] = signal.SIGTERM
+    with pytest.raises(Terminated, match="at step 4, which could not be saved"):
+        world.fit(8, evaluate_every=4)
 
 
 def test_a_signal_during_an_evaluation_saves_the_step_as_not_evaluated(world):
