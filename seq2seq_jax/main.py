@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import platform
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from seq2seq_jax.errors import (
     NoUsableCheckpointError,
     Terminated,
     UserError,
+    explain_memory,
     is_out_of_memory,
 )
 from seq2seq_jax.failpoints import check_environment
@@ -68,18 +68,7 @@ def main(argv: Sequence[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _tell(_explain_memory(str(error)), EXIT_USER, argv)
-
-
-def _explain_memory(problem: str) -> str:
-    """What to do where memory, a device's or the machine's, is not enough."""
-    asked = re.search(r"(\d+) bytes", problem)
-    size = f": {int(asked[1]) / 2**30:,.2f} GiB more were asked for" if asked else ""
-    return (
-        f"memory is not enough{size}. Lower config.data.tokens_per_batch in training, config.decode.rows in a search, "
-        "or the model's sizes; or set config.parallel.remat, or use more devices. --mode=plan tells what a step needs; "
-        "checkpoints are as they were."
-    )
+        return _tell(explain_memory(str(error)), EXIT_USER, argv)
 
 
 def _tell(problem: str, code: int, argv: Sequence[str]) -> int:
