@@ -20,6 +20,7 @@ EXIT_USER = 2
 EXIT_DIVERGED = 3
 EXIT_NO_CHECKPOINT = 4
 EXIT_HOST_LOST = 5
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from seq2seq_jax.command_line import HELP, OWN, find_root, parse
 from seq2seq_jax.config import check_config, flatten, require_search
 from seq2seq_jax.errors import (
+    EXIT_INTERRUPTED,
     EXIT_USER,
     DivergedError,
     NoUsableCheckpointError,
@@ -43,7 +44,12 @@ MOST_TOLD = 2000
 
 def run() -> None:
     """The console command: exits with the codes of `seq2seq_jax.errors`."""
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    if code == EXIT_INTERRUPTED:  # perhaps in the middle of a compilation, whose threads Python's end would trip over
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"seq2seq_jax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

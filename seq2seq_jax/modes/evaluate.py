@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ def evaluate(config: ConfigDict, root: Path, hosts: Hosts = ALONE, *, place: Pat
     place = place or Folder(root).evaluation
     results = evaluate_into(place, config, root, hosts)
     if hosts.is_primary:
-        place.mkdir(parents=True, exist_ok=True)  # where nothing was searched there are no outputs
         write_json(place / "results.json", results)
     return results
 
@@ -52,6 +52,8 @@ def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = AL
     test = open_test(config, prepared_folder(config, root))
     hosts.check_same("test", {"test corpus with digest": test.digest})
     hosts.primary_first("ngram", lambda: find_ngram(config, experiment.vocabs, Folder(root)))
+    if hosts.is_primary:
+        make_writable(place)  # before the work
     with StopSignal(hosts.look) as stop:
         models = join_models(experiment, chosen.state.averaged, Folder(root))
         scores = evaluate_test(experiment, chosen, test, Folder(place), stop, hosts, models)
@@ -59,6 +61,20 @@ def evaluate_into(place: Path, config: ConfigDict, root: Path, hosts: Hosts = AL
     results |= {"test_sha256": test.digest, "vocab_sha256": experiment.vocabs.digest}
     results["parameters_sha256"] = hash_parameters(chosen.state.averaged)
     return {**results, **digest_companions(experiment, models[1], Folder(root))}
+
+
+def make_writable(place: Path) -> None:
+    """Makes a folder where results will be written.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written to ({error.strerror}); mend its rights or its disk.") from error
 
 
 def load_run(config: ConfigDict, folder: Folder) -> tuple[Experiment, Restored]:

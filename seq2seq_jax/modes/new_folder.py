@@ -27,7 +27,7 @@ def make_folder(output: str | None) -> Iterator[Path]:
         raise UserError("--output is missing: name the folder to make (--output=DIR).")
     goal = Path(output).expanduser().absolute()
     if goal.exists() or goal.is_symlink():
-        raise UserError(f"--output={output}: is there already; name a new folder, or remove this one.")
+        raise UserError(f"--output={output}: is there already; name a new folder.")
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=goal.parent, prefix=f".{goal.name}.", suffix=".part"))

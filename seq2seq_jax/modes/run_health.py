@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.config import check_config, load_config
+from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.train.checkpoint_folder import QUARANTINE, list_steps
 from seq2seq_jax.train.manifest import Standing, verify_manifest
@@ -46,11 +47,32 @@ def examine_run(root: Path) -> dict[str, Any]:
         problems.append(_explain(error))
     if not members:
         _examine_checkpoints(folder, report)
+        problems += _examine_files(folder)
     report["results"] = _read_results(folder)
     for member in members:
         report["members"].append(own := examine_run(member))
         problems += own["problems"]
     return report
+
+
+def _examine_files(folder: Folder) -> list[dict[str, str]]:
+    """What is wrong with what lies beside the checkpoints of a run that has begun."""
+    problems = []
+    if folder.has_begun():
+        try:
+            Vocabs.load(folder.vocab)
+        except UserError as error:
+            problems.append(_explain(error))
+    for path, by_line in ((folder.metrics, True), (folder.results, False)):
+        try:
+            content = path.read_bytes()
+            for text in content[: content.rfind(b"\n") + 1].splitlines() if by_line else [content]:
+                dict(json.loads(text))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, RecursionError):
+            problems.append({"what": f"{path} is damaged", "cure": "restore it, or move it away"})
+    return problems
 
 
 def _explain(error: Exception) -> dict[str, str]:

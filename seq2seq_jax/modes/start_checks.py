@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from seq2seq_jax.config import has_search, takes_source
 from seq2seq_jax.corpora import Corpus, Splits, list_specs
-from seq2seq_jax.errors import UserError
+from seq2seq_jax.errors import NoUsableCheckpointError, UserError
 from seq2seq_jax.experiment import Experiment, make_model, make_training
 from seq2seq_jax.tasks.engine import SHORTEST_SOURCE
+from seq2seq_jax.train.checkpoint_folder import list_steps
+from seq2seq_jax.train.checkpoints import MAX_FAILED_SAVES
 from seq2seq_jax.train.profiling import parse_profile_steps
 from seq2seq_jax.train.tensorboard import check_tensorboard
 from seq2seq_jax.vocabularies import AUTO
@@ -29,6 +32,8 @@ def check_start(config: ConfigDict, root: Path, *, trains: bool = True) -> None:
         UserError: sizes, schedules or devices contradict each other, a corpus is not named as one is, there are not
             these steps to profile, or something that is named is not there.
     """
+    if root.name == "checkpoints" and Folder(root.parent).config.is_file():
+        raise UserError(f"--workdir={root}: is where a run keeps its checkpoints; name the run itself, {root.parent}.")
     sizes = (8, 8)  # what is checked is the same whatever the vocabulary's size
     for split in ("train", "dev", "test"):
         list_specs(config, split)
@@ -45,6 +50,42 @@ def check_start(config: ConfigDict, root: Path, *, trains: bool = True) -> None:
         check_profile(config)
     if config.train.tensorboard:
         check_tensorboard()
+
+
+def check_steps(config: ConfigDict, folder: Folder) -> None:
+    """Refuses fewer steps than the run has taken.
+
+    Raises:
+        UserError: names the key and the newest checkpoint.
+    """
+    newest = max(list_steps(folder.checkpoints), default=0) if folder.checkpoints.is_dir() else 0
+    if config.train.steps < newest:
+        raise UserError(
+            f"config.train.steps must be at least {newest}, the step of the newest checkpoint in {folder.checkpoints}, "
+            f"but is {config.train.steps} instead; raise it, or use another --workdir."
+        )
+
+
+def refuse_lost(config: ConfigDict, folder: Folder) -> None:
+    """Refuses to start anew in a folder whose checkpoints have gone.
+
+    Args:
+        config: the run's.
+        folder: where there is no checkpoint.
+
+    Raises:
+        NoUsableCheckpointError: the run has ended, or its log tells of more steps than it takes without any.
+    """
+    try:
+        steps = [json.loads(line).get("step") or 0 for line in folder.metrics.read_bytes().splitlines()]
+    except (OSError, ValueError, AttributeError, RecursionError):  # there is none, or it is refused in its turn
+        steps = []
+    last = max(steps, default=0)
+    if folder.results.exists() or last > MAX_FAILED_SAVES * config.train.save_every:
+        raise NoUsableCheckpointError(
+            f"{folder.checkpoints} has no checkpoint, though this run has come to step {last}; put them back (is the "
+            "disk there?), or start anew with --fresh, which moves this run aside."
+        )
 
 
 def check_profile(config: ConfigDict) -> None:

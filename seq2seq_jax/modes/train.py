@@ -28,7 +28,7 @@ from seq2seq_jax.modes.evaluate import best_by
 from seq2seq_jax.modes.measure_features import measure_features
 from seq2seq_jax.modes.scoring import evaluate_test, say, warn
 from seq2seq_jax.modes.sequence_step import make_sequence_step
-from seq2seq_jax.modes.start_checks import check_profile, check_room
+from seq2seq_jax.modes.start_checks import check_profile, check_room, check_steps, refuse_lost
 from seq2seq_jax.modes.summary import describe_origin, sum_up, tell_coverage, tell_skipped, tell_start
 from seq2seq_jax.modes.warm_start import warm_start
 from seq2seq_jax.parallel.hosts import ALONE, Hosts
@@ -127,6 +127,11 @@ def _set_up(
     """The experiment, its data, and what its vocabularies cover of them; writes the config once all of it fits."""
     begun = hosts.share("begun", folder.has_begun)
     if begun:
+        if not folder.config.is_file():
+            raise UserError(
+                f"{folder.config}: is missing, though {folder.checkpoints} has checkpoints; put it back, or start anew "
+                "with --fresh, which moves this run aside."
+            )
         check_resume(config, load_config(folder.config), folder.config)
     prepared = find_prepared(config, folder.root, check=hosts.is_primary)
     splits = open_splits(config, prepared=prepared, report_path=folder.left_out if hosts.is_primary else None)
@@ -144,6 +149,7 @@ def _set_up(
     check_room(experiment, corpus, splits)
     hosts.check_same("clips", describe_clips({"train": corpus.pairs, "dev": corpus.dev}))
     experiment = _count_epochs(experiment, corpus)
+    check_steps(experiment.config, folder)
     if hosts.is_primary:
         reach("config")
         write_json(folder.config, experiment.config.to_dict())
@@ -169,6 +175,7 @@ def _start(
     """The newest usable state, or a new one; and what its checkpoint says of itself."""
     restored = checkpoints.restore(experiment.training.abstract_state())
     if restored is None:
+        refuse_lost(experiment.config, Folder(checkpoints.directory.parent))
         return _begin(experiment, checkpoints.directory.parent, corpus), None
     reach("restore", restored.step)
     expected = {

@@ -11,6 +11,7 @@ import pytest
 import seq2seq_jax
 from seq2seq_jax.errors import NoUsableCheckpointError
 from seq2seq_jax.main import main
+from seq2seq_jax.modes import evaluate as evaluating
 
 _PATH = Path(__file__).parents[1] / "nightly" / "checkpoint_damage.py"
 _SPEC = importlib.util.spec_from_file_location("checkpoint_damage", _PATH)
@@ -121,3 +122,46 @@ def test_another_vocabulary_is_refused(copy, capsys):
         assert call(copy, *mode) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert "vocab" in error and "Traceback" not in error
+
+
+def test_fewer_steps_than_were_taken_are_refused_before_anything_is_written(copy, capsys):
+    before = (copy / "config.json").read_bytes()
+    assert call(copy, "--config.train.steps=3") == 2
+    assert "config.train.steps must be at least 8" in capsys.readouterr().err
+    assert (copy / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_from_step_0(copy, ended, capsys):
+    shutil.rmtree(copy / "checkpoints")
+    if not ended:
+        (copy / "results.json").unlink()
+        with (copy / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": 99, "loss": 1.0}) + "\n")
+    before = (copy / "metrics.jsonl").read_bytes()
+    assert call(copy) == 4
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "has no checkpoint, though this run has come to step" in error and "--fresh" in error
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_config_that_is_gone_is_to_be_put_back(copy, capsys):
+    config = (copy / "config.json").rename(copy.parent / "config.json")
+    args = ["--config=configs/gnmt.py", f"--workdir={copy}", "--config.data.phrasebook_pairs=300"]
+    assert main(["seq2seq_jax.main", *args]) == 2
+    assert "config.json: is missing, though" in capsys.readouterr().err
+    assert config.exists() and not (copy / "config.json").exists()
+
+
+def test_a_folder_of_checkpoints_is_no_place_for_a_run(copy, capsys):
+    before = list_all(copy)
+    assert main(["seq2seq_jax.main", "--config=configs/gnmt.py", f"--workdir={copy / 'checkpoints'}"]) == 2
+    assert f"name the run itself, {copy}." in capsys.readouterr().err
+    assert list_all(copy) == before
+
+
+def test_results_that_cannot_be_written_are_told_before_the_work(copy, capsys, monkeypatch):
+    (copy / "evaluation").write_text("a file")
+    monkeypatch.setattr(evaluating, "evaluate_test", lambda *args: pytest.fail("began to search"))
+    assert call(copy, "--mode=evaluate") == 2
+    assert "evaluation: cannot be written to (File exists)" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 
 from seq2seq_jax import main
 from seq2seq_jax.config import default_config
+from seq2seq_jax.data.vocab_training import train_vocabs
 from seq2seq_jax.modes import doctor, run_health
 from seq2seq_jax.train.manifest import verify_manifest, write_manifest
 from seq2seq_jax.workdir import find_compiled
@@ -30,6 +31,8 @@ def run(tmp_path):
     (root / "config.json").write_text(json.dumps(default_config().to_dict()))
     for step in (4, 8, 12):
         add_step(root, step)
+    lines = ["one red cat", "two blue dogs"]
+    train_vocabs(lines, lines, kind="word", size=20).save(root / "vocab")
     results = {"test": {"step": 12, "bleu": 31.25, "chrf": 50.5, "samples": []}}
     (root / "results.json").write_text(json.dumps(results))
     return root
@@ -124,7 +127,8 @@ def test_a_broken_folder_is_told_and_does_not_break_the_doctor(name, content, ru
 def test_results_that_cannot_be_read_are_none(content, run):
     (run / "results.json").write_text(content)
     report = run_health.examine_run(run)
-    assert report["results"] is None and report["problems"] == []
+    assert report["results"] is None
+    assert all(problem["what"].endswith("results.json is damaged") for problem in report["problems"])
 
 
 def test_the_newest_results_count(run):
@@ -265,3 +269,10 @@ def test_a_step_that_a_training_removes_meanwhile_is_not_wrong(run, monkeypatch)
     monkeypatch.setattr(run_health, "verify_manifest", verify)
     found = run_health.examine_run(run)
     assert [one["step"] for one in found["checkpoints"]] == [12, 8] and found["problems"] == []
+
+
+@pytest.mark.parametrize("name", ["vocab/vocabs.json", "metrics.jsonl", "results.json"])
+def test_damage_beside_the_checkpoints_is_told(run, name):
+    (run / name).write_bytes(b"{}x\n")
+    found = run_health.examine_run(run)
+    assert any(name in problem["what"] and problem["cure"] for problem in found["problems"]), found["problems"]
