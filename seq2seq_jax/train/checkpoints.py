@@ -221,8 +221,8 @@ class Checkpoints:
         return next(iter(agree_on(self._rank()[:1])), None)
 
     def is_whole(self, step: int) -> bool:
-        """Whether a step is committed and has its manifest."""
-        return step in read_records(self.directory, [step])
+        """Whether a step is committed and has its manifest, as the first host sees it; all hosts must ask."""
+        return bool(agree_on(list(read_records(self.directory, [step]))))
 
     def metrics(self, step: int) -> dict[str, float]:
         """The scores that were saved with a step; empty if none were or they cannot be read."""
