@@ -103,11 +103,11 @@ def build(args: argparse.Namespace, rank: int, length: int) -> tuple[Callable[..
     mask = jnp.ones((args.rows, length), bool)
     places = make_places(jnp.arange(args.rows), length).swapaxes(0, 1)
     few = min(length, 8)  # parameters do not depend on it
-    short = {"mask": mask[:, :few], "places": places[:, :few]}
+    short = {"mask": mask[:, :few], "places": places[:, :few], "train": False}
     params = nn.meta.unbox(jax.jit(lambda key: stack.init(key, x[:, :few], **short))(jax.random.key(0)))
 
     def loss(params: Any, x: Any, mask: Any) -> Any:
-        y, _ = stack.apply(params, x, mask, places=places)
+        y, _ = stack.apply(params, x, mask, places=places, train=False)
         return jnp.sum(y.astype(jnp.float32) * wish.astype(jnp.float32))
 
     return jax.jit(jax.grad(loss, (0, 1))), (params, x, mask)

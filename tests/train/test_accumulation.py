@@ -45,7 +45,7 @@ def make_step(optimizer, accumulate: int, *, tell=lambda line: None, ema_decay=0
         return Total(zero(), {"loss": zero(), "weight": zero(), "draw": zero()}, {"slope": zero()})
 
     add = make_add(gradient, seed=3, accumulate=accumulate)
-    update = make_update(optimizer, ema_decay=ema_decay)
+    update = make_update(optimizer, ema_decay=ema_decay, loss_per="token")
     return AccumulatedStep(begin, jax.jit(add, donate_argnums=0), jax.jit(update), shapes=2, tell=tell)
 
 
