@@ -37,6 +37,7 @@ from seq2seq_jax.errors import (
 )
 from seq2seq_jax.failpoints import check_environment
 from seq2seq_jax.speech_checks import require_mode
+from seq2seq_jax.train.memory import limit_memory_pools
 
 MOST_TOLD = 2000
 """Characters of an error's line: it may quote a file."""
@@ -44,6 +45,7 @@ MOST_TOLD = 2000
 
 def run() -> None:
     """The console command: exits with the codes of `seq2seq_jax.errors`."""
+    limit_memory_pools()
     code = main(sys.argv)
     if code == EXIT_INTERRUPTED:  # perhaps in the middle of a compilation, whose threads Python's end would trip over
         sys.stdout.flush()

@@ -20,6 +20,7 @@ from seq2seq_jax.train.manifest import Standing, verify_manifest
 
 WARM = 500  # steps after which nothing may grow
 MOST_GROWTH = 0.02
+BY_NEED = "ts_pool_worker"  # TensorStore's own threads, which it makes when it has work and ends when it has none
 MEGABYTES = 400
 MOST_SHARE, MOST_SECONDS = 0.10, 1.0  # of a save's time; for a gigabyte
 
@@ -31,7 +32,14 @@ class Sample:
     step: int
     memory: int  # kB resident
     files: int
-    threads: int
+    threads: int  # without those BY_NEED
+
+
+def _name_thread(task: Path) -> str:
+    try:
+        return (task / "comm").read_text().strip()
+    except OSError:  # it has ended
+        return BY_NEED
 
 
 def take_sample(pid: int, step: int) -> Sample | None:
@@ -39,7 +47,9 @@ def take_sample(pid: int, step: int) -> Sample | None:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = {line.split(":")[0]: line.split()[1] for line in lines if len(line.split()) > 1}
-        return Sample(step, int(status["VmRSS"]), len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]))
+        names = [_name_thread(task) for task in Path(f"/proc/{pid}/task").iterdir()]
+        threads = sum(name != BY_NEED for name in names)
+        return Sample(step, int(status["VmRSS"]), len(os.listdir(f"/proc/{pid}/fd")), threads)
     except (OSError, KeyError):
         return None
 
@@ -82,7 +92,7 @@ def _judge_samples(samples: list[Sample], count: int, warm: int) -> list[Row]:
     for name, field, most in (
         ("resident memory", "memory", MOST_GROWTH),
         ("open files", "files", 0.0),
-        ("threads", "threads", 0.0),
+        ("threads (but TensorStore's workers, which come and go)", "threads", 0.0),
     ):
         before, after = (statistics.median(getattr(sample, field) for sample in part) for part in (first, last))
         told = f"{before / 1024:.1f} to {after / 1024:.1f} MiB" if field == "memory" else f"{before:g} to {after:g}"
