@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 
 EXIT_USER = 2
@@ -26,17 +25,6 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether a device's memory, as XLA says it, or the machine's was not enough."""
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-
-
-def explain_memory(problem: str) -> str:
-    """What to do where memory, a device's or the machine's, is not enough."""
-    asked = re.search(r"(\d+) bytes", problem)
-    size = f": {int(asked[1]) / 2**30:,.2f} GiB more were asked for" if asked else ""
-    return (
-        f"memory is not enough{size}. Lower config.data.tokens_per_batch in training, config.decode.rows in a search, "
-        "or the model's sizes; or set config.parallel.remat, or use more devices. --mode=plan tells what a step needs; "
-        "checkpoints are as they were."
-    )
 
 
 class UserError(Exception):

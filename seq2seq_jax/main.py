@@ -32,12 +32,11 @@ from seq2seq_jax.errors import (
     NoUsableCheckpointError,
     Terminated,
     UserError,
-    explain_memory,
     is_out_of_memory,
 )
 from seq2seq_jax.failpoints import check_environment
+from seq2seq_jax.memory import explain_memory, limit_memory_pools
 from seq2seq_jax.speech_checks import require_mode
-from seq2seq_jax.train.memory import limit_memory_pools
 
 MOST_TOLD = 2000
 """Characters of an error's line: it may quote a file."""
@@ -76,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _tell(explain_memory(str(error)), EXIT_USER, argv)
+        return _tell(explain_memory(error), EXIT_USER, argv)
 
 
 def _tell(problem: str, code: int, argv: Sequence[str]) -> int:

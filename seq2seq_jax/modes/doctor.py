@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from seq2seq_jax.memory import read_memory
 from seq2seq_jax.modes.run_health import examine_run, render_run
 from seq2seq_jax.provenance import PACKAGES
 from seq2seq_jax.workdir import find_compiled
@@ -140,18 +141,6 @@ def describe_cpu() -> dict[str, Any]:
     named = re.search(r"model name\s*:\s*(.*)", info)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"kind": named[1] if named else platform.machine(), "cores": os.cpu_count(), "usable_cores": usable}
-
-
-def read_memory() -> dict[str, int | None]:
-    """Bytes of memory in all and free; of a container its own limit, where that is less."""
-    found = {name: int(size) * 1024 for name, size in re.findall(r"(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")))}
-    total, free = found.get("MemTotal"), found.get("MemAvailable")
-    limit, used = (_read(Path(f"/sys/fs/cgroup/memory.{name}")).strip() for name in ("max", "current"))
-    if total is not None and limit.isdecimal() and int(limit) < total:
-        total = int(limit)
-        cached = re.search(r"^inactive_file (\d+)$", _read(Path("/sys/fs/cgroup/memory.stat")), re.M)  # goes when asked
-        free = min(free or total, total - int(used or 0) + (int(cached[1]) if cached else 0))
-    return {"total_bytes": total, "free_bytes": free}
 
 
 def try_disk(folder: Path) -> dict[str, Any]:

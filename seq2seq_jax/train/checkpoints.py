@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.failpoints import reach
 from seq2seq_jax.interfaces import PyTree
+from seq2seq_jax.memory import give_back_memory
 from seq2seq_jax.train.checkpoint_folder import (
     agree_on,
     describe_error,
@@ -41,7 +42,6 @@ from seq2seq_jax.train.checkpoint_folder import (
 )
 from seq2seq_jax.train.checkpoint_reader import CheckpointReader, Restored
 from seq2seq_jax.train.manifest import MANIFEST, make_record, name_fields, read_records, write_manifest
-from seq2seq_jax.train.memory import give_back_memory
 from seq2seq_jax.train.orbax_messages import silence_orbax
 from seq2seq_jax.train.retention import Retention
 

@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "decode": {"parallel"},
     "evaluate": {"parallel"},
-    "train": {"parallel"},
+    "train": {"memory", "parallel"},
     "serve": {"data", "decode", "parallel"},
     "compress": {"parallel"},
     "parallel": set(),
@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "failpoints": {"errors"},
     "compilations": set(),
+    "memory": set(),
 }
 INTERFACES_MAY_IMPORT = {"jax", "flax"} | set(sys.stdlib_module_names)
 CONFIG_READERS = {"command_line", "config", "corpora", "experiment", "main", "modes", "saved_config", "configs"}

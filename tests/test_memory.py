@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 from pathlib import Path
-from seq2seq_jax.train.memory import give_back_memory
+from seq2seq_jax.memory import give_back_memory
 
 def measure():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
@@ -26,7 +26,7 @@ assert all(block == bytes(3000) for block in blocks)
 
 POOLS = """
 import ctypes, threading
-from seq2seq_jax.train.memory import limit_memory_pools
+from seq2seq_jax.memory import limit_memory_pools
 
 limit_memory_pools()
 ready, kept = threading.Barrier(8), []
@@ -50,7 +50,7 @@ needs_glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), 
 @needs_glibc
 @pytest.mark.parametrize(("chosen", "pools"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
 def test_a_process_has_two_pools_of_memory_or_what_its_user_chose(chosen, pools):
-    command, root = [sys.executable, "-c", POOLS], Path(__file__).parents[2]
+    command, root = [sys.executable, "-c", POOLS], Path(__file__).parents[1]
     given = {key: value for key, value in os.environ.items() if key not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**given, **chosen})
     assert done.returncode == 0, done.stderr
@@ -59,14 +59,14 @@ def test_a_process_has_two_pools_of_memory_or_what_its_user_chose(chosen, pools)
 
 @needs_glibc
 def test_freed_memory_between_blocks_in_use_is_given_back():
-    command, root = [sys.executable, "-c", PROGRAM], Path(__file__).parents[2]
+    command, root = [sys.executable, "-c", PROGRAM], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 100  # MiB, of 143
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
-    from seq2seq_jax.train.memory import give_back_memory, limit_memory_pools
+    from seq2seq_jax.memory import give_back_memory, limit_memory_pools
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     give_back_memory()
