@@ -49,6 +49,8 @@ ACTIONS = {
     "interrupt": "SIGINT to itself, as Ctrl-C sends it, and go on",
     "raise": "a RuntimeError, as a bug would",
     "enospc": "the OSError of a full disk",
+    "edquot": "the OSError of a quota that is used up",
+    "estale": "the OSError of a network disk that has lost a file",
     "pause": "stand still for four seconds",
     "sleep": "stand still for an hour, or until killed",
 }
@@ -88,8 +90,9 @@ def reach(name: str, step: int | None = None, *, first: Callable[[], object] = l
         os.kill(os.getpid(), signal.SIGKILL)
     elif action in ("term", "interrupt"):
         os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGINT)
-    elif action == "enospc":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif action in ("enospc", "edquot", "estale"):
+        number = getattr(errno, action.upper())
+        raise OSError(number, os.strerror(number))
     elif action in ("pause", "sleep"):
         time.sleep(4 if action == "pause" else 3600)
     else:

@@ -20,6 +20,7 @@ from seq2seq_jax.train.checkpoints import Checkpoints
 from seq2seq_jax.train.manifest import Standing, verify_manifest
 
 BLOCK = 4096
+TOLD = "No space left|File too large|quota|Stale"  # as systems call it
 
 
 def make_state(step: int) -> dict[str, Any]:
@@ -74,9 +75,9 @@ def limit_files(left: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fail_at(place: str) -> Iterator[None]:
-    """The next arrival at a failpoint finds the disk full."""
-    os.environ[failpoints.VARIABLE] = f"{place}:*:enospc"
+def fail_at(place: str, how: str = "enospc") -> Iterator[None]:
+    """The next arrival at a failpoint finds the disk full, or failing in another way."""
+    os.environ[failpoints.VARIABLE] = f"{place}:*:{how}"
     failpoints.check_environment()
     try:
         yield
@@ -102,7 +103,7 @@ def try_save(folder: Path, full: Callable[[], Any], *, asynchronous: bool) -> st
         with full():
             checkpoints.save(3, make_state(3), meta={"examples": 3})
             late = _take_steps(checkpoints, warnings)
-        if late > 1 or len(warnings) != 1 or not re.search("No space left|File too large", warnings[0]):
+        if late > 1 or len(warnings) != 1 or not re.search(TOLD, warnings[0]):
             return f"told after {late} steps: {warnings}"
         if [verify_manifest(folder / str(step), step=step).standing for step in (1, 2)] != [Standing.VERIFIED] * 2:
             return "older steps are not intact"

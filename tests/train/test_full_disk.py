@@ -65,9 +65,10 @@ def test_a_file_system_with_room_for_the_first_small_files_alone(memory, pages):
     assert disks.try_save(memory / "run", full, asynchronous=True) == ""
 
 
+@pytest.mark.parametrize("how", ["enospc", "edquot", "estale"])
 @pytest.mark.parametrize("place", ["save", "manifest"])
-def test_no_space_before_the_arrays_or_after_them(tmp_path, place):
-    assert disks.try_save(tmp_path / "run", lambda: disks.fail_at(place), asynchronous=True) == ""
+def test_no_space_no_quota_or_a_lost_file_before_the_arrays_or_after_them(tmp_path, place, how):
+    assert disks.try_save(tmp_path / "run", lambda: disks.fail_at(place, how), asynchronous=True) == ""
 
 
 def test_three_manifests_in_a_row_that_cannot_be_written_end_the_run(tmp_path):
