@@ -238,7 +238,10 @@ def _put_config_first(argv: list[str]) -> list[str]:
     elif _needs_no_config(argv) and (workdir is None or _value_of(argv, "mode") in ("compare", "doctor")):
         return argv
     elif workdir is None:
-        named = next((arg for arg in argv[1:] if arg.endswith(".py")), "")
+        for name in (arg.lstrip("-").partition("=")[0] for arg in argv[1:] if arg.startswith("-")):
+            if not {name, name.removeprefix("no")} & set(OWN) and find_nearest(name, OWN):
+                raise UserError(_explain_flag(name))
+        named = next((arg for arg in argv[1:] if arg.endswith(".py") and not arg.startswith("-")), "")
         if named:
             raise UserError(f"{named!r} is no flag; name a config file by --config={named}.")
         raise UserError("--config is missing: name a config file (--config=configs/gnmt.py) or a run (--workdir=DIR).")

@@ -112,6 +112,8 @@ def call(monkeypatch, *args):
         ((GNMT, "--config.data.source="), "config.data.source must be the code of a language"),
         (("--config=",), "--config=: is no file"),
         ((GNMT, "translate"), "'translate' is no flag: every argument starts with --; did you mean --mode=translate?"),
+        (("--confg=configs/gnmt.py",), "--confg is no flag; did you mean --config?"),
+        (("--wrkdir", "runs/gnmt"), "--wrkdir is no flag; did you mean --workdir?"),
         (("configs/gnmt.py",), "name a config file by --config=configs/gnmt.py"),
         ((GNMT, "config.train.steps=5"), "did you mean --config.train.steps=5?"),
     ],
