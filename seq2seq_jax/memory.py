@@ -10,8 +10,8 @@ from pathlib import Path
 M_ARENA_MAX = -8  # of malloc.h
 
 POOLS = 2
-"""glibc makes eight pools of memory for every processor, so that threads seldom wait for each other. Arrays lie in
-large blocks outside of them: two are enough."""
+"""glibc makes eight pools of memory for every processor, so that threads seldom wait for each other. With two a
+training is no slower (docs/reliability.md)."""
 
 
 def limit_memory_pools() -> None:

@@ -73,7 +73,7 @@ def make_random_cases_repeat() -> None:
         "repeatable",
         derandomize=not count,
         database=None,
-        max_examples=count or 20,
+        max_examples=count or 100,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

@@ -85,7 +85,7 @@ class Mixture:
             epoch: counted from 0.
             permute: `permute(count, round, corpus, shape)` is an order of the cell; None keeps the corpus' order.
         """
-        taken = []
+        taken = [members[:0]]  # a shape may have none: it is there for others' leftovers
         for corpus, count in enumerate(self.counts[shape].tolist()):
             cell = members[self.borders[shape, corpus] : self.borders[shape, corpus + 1]]
             done = epoch * count

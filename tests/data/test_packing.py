@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.data.mixture import Part
@@ -33,7 +33,6 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@settings(max_examples=max(60, settings.default.max_examples))
 @given(LENGTHS, st.integers(0, 2**40), st.integers(40, 400), st.sampled_from([1, 2, 4]), st.booleans())
 def test_plan_keeps_its_promises(pairs, seed, tokens, multiple, shuffle):
     source, target = np.array(pairs).T
@@ -99,7 +98,6 @@ def test_rows_are_few(seed):
     assert least <= found <= 1.045 * least and 1.1 * found < closed + 1
 
 
-@settings(max_examples=max(40, settings.default.max_examples))
 @given(st.lists(st.tuples(*[st.lists(st.integers(4, 9), max_size=5)] * 2), min_size=1, max_size=7), st.data())
 def test_batch_is_what_a_plain_loop_makes(examples, data):
     pairs = TokenPairs(*(Ragged.pack([np.array(e[side], np.int32) for e in examples]) for side in (0, 1)))

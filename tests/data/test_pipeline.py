@@ -5,7 +5,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.data.pipeline import Ragged, TokenPairs, batches, build_batch, length_batches, pad_rows, tokenise
@@ -48,7 +48,6 @@ def test_tokenise_appends_eos_to_the_source_alone(monkeypatch):
     assert alone.target_lengths.tolist() == [1, 1, 1]
 
 
-@settings(max_examples=max(40, settings.default.max_examples))
 @given(st.lists(st.tuples(*[st.lists(st.integers(4, 9), max_size=6)] * 2), min_size=1, max_size=6), st.data())
 def test_batch_is_what_a_plain_loop_makes(examples, data):
     pairs = TokenPairs(*(Ragged.pack([np.array(e[side], np.int32) for e in examples]) for side in (0, 1)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seq2seq_jax.data.plan import make_plan, permute
@@ -41,8 +41,11 @@ def synthetic(count=2000, seed=0):
     return source, np.clip(source + rng.integers(-4, 5, count), 2, None)
 
 
-@settings(max_examples=max(60, settings.default.max_examples))
 @given(LENGTHS, OPTIONS)
+@example(  # the largest shape has no example and takes no leftovers
+    [(2, 2), (2, 2), (2, 2), (11, 40), (12, 2)],
+    {"seed": 0, "max_shapes": 4, "rows_multiple": 4, "max_source_len": 12, "shuffle": False},
+)
 def test_plan_keeps_its_promises(pairs, options):
     fits = [i for i, (s, t) in enumerate(pairs) if 2 <= s <= options["max_source_len"] and t >= 2]
     if not fits:

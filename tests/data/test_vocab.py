@@ -8,7 +8,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.data.pipeline import build_batch, tokenise
@@ -35,7 +35,6 @@ def test_round_trip_of_seen_text(name):
         assert len(vocab.pieces(ids)) == len(ids)
 
 
-@settings(max_examples=max(50, settings.default.max_examples))
 @given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=30))
 def test_bytes_give_back_any_text_as_nfkc_has_it(text):
     vocab = train_vocab([], kind="byte", normalization="nfkc")
@@ -43,7 +42,6 @@ def test_bytes_give_back_any_text_as_nfkc_has_it(text):
         assert vocab.decode(vocab.encode(text)) == " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-@settings(max_examples=max(50, settings.default.max_examples))
 @given(st.text(max_size=30))
 @pytest.mark.parametrize("name", ["fallback", "byte"])
 def test_nothing_is_unknown_to_bytes(name, text):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seq2seq_jax.serve.silences import cut_at_silences, measure_levels
@@ -76,7 +76,6 @@ def test_without_a_pause_the_quietest_place_is_taken():
     st.sampled_from([0.1, 1.0, 3.0]),
     st.sampled_from([0.0, 0.001, 0.05]),
 )
-@settings(max_examples=max(60, settings.default.max_examples))
 def test_pieces_are_in_order_within_the_limit_and_keep_the_sound(parts, longest, shortest, noise):
     samples, voices = make_recording(*parts, noise=noise)
     pieces = cut_at_silences(samples, rate=RATE, longest_s=longest, shortest_s=shortest)
