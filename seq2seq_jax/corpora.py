@@ -129,7 +129,7 @@ def find_prepared(config: ConfigDict, root: Path, *, check: bool = True) -> Prep
     prepared = PreparedPairs.open(folder, check=check)
     known = {key: value for key, value in prepared.index.recipe.items() if key not in ("shard_pairs", "vocab_sha256")}
     refuse_other_recipe(folder, known, describe_prepared(config))
-    check_files(folder, prepared.index.files, find_files(list_specs(config, "train")))
+    check_files(folder / "index.json", prepared.index.files, find_files(list_specs(config, "train")))
     return prepared
 
 

@@ -95,7 +95,7 @@ def _check_complete(order: Order, recipe: dict[str, Any], paths: Sequence[str]) 
     folder, index = order.folder, Index.load(order.folder)
     known = {key: value for key, value in index.recipe.items() if key != "vocab_sha256"}
     refuse_other_recipe(folder, known, recipe)
-    check_files(folder, index.files, paths)
+    check_files(folder / "index.json", index.files, paths)
     problems = (find_damage(folder, number, shard) for number, shard in enumerate(index.shards))
     problem = next(filter(None, problems), "")
     if not problem:
@@ -121,7 +121,7 @@ def _begin(folder: Path, recipe: dict[str, Any], files: list[dict[str, Any]]) ->
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
     refuse_other_recipe(folder, known, recipe)
-    check_files(folder, entries, [entry["path"] for entry in files])
+    check_files(path, entries, [entry["path"] for entry in files])
     return known  # files that have moved since must not change the digest of the recipe
 
 

@@ -61,14 +61,14 @@ def find_files(specs: Sequence[CorpusSpec]) -> list[str]:
     return paths
 
 
-def check_files(folder: Path, files: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
+def check_files(record: Path, files: Sequence[dict[str, Any]], paths: Sequence[str]) -> None:
     """Refuses files that are not what a corpus was prepared from; one that is gone is fine, for it is not needed.
 
     The size is compared, and the sha256 unless path and time of change are the same as well. While it is not known
     yet, which is until the corpus is finished, the time of change decides.
 
     Args:
-        folder: of the prepared corpus.
+        record: the file of the prepared corpus in which `files` stand.
         files: it was prepared from, as `stat_file` says and with "sha256" where it is known.
         paths: of the files that the config names now, in the same places (`find_files`); a folder may have moved.
 
@@ -85,12 +85,12 @@ def check_files(folder: Path, files: Sequence[dict[str, Any]], paths: Sequence[s
         elif same and now != {key: known[key] for key in now}:
             same = hash_file(Path(path)) == sha256
         if not same:
-            fault = f"was changed since {folder} was prepared from it"
+            fault = f"was changed since {record.parent} was prepared from it"
             if path != known["path"]:
-                fault = f"is not the text of {known['path']}, which {folder} was prepared from"
+                fault = f"is not the text of {known['path']}, which {record.parent} was prepared from"
+            sizes = f"{known['size']} bytes by {record.name}, {now['size']} now"
             raise UserError(
-                f"{path}: {fault} ({known['size']} bytes then, {now['size']} now); put it back, or remove that folder "
-                "and run --mode=prepare again."
+                f"{path}: {fault} ({sizes}); put it back, or remove that folder and run --mode=prepare again."
             )
 
 
