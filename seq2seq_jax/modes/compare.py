@@ -142,7 +142,7 @@ def list_evaluated(root: Path) -> list[Evaluated]:
     folder = Folder(root)
     config = load_config(folder.config)
     require_search(config, f"--mode=compare: {root}")
-    places = [place for place in (folder, Folder(folder.evaluation)) if place.results.is_file()]
+    places = [place for place in (folder, Folder(folder.evaluation)) if place.results.exists()]
     places = [place for place in places if (place.outputs / "test.hypotheses.txt").is_file()]
     if not places:
         raise UserError(f"{root}: has no translations of a test set yet; run --workdir={root} --mode=evaluate first.")
@@ -158,8 +158,8 @@ def _read_evaluated(root: Path, place: Folder, config: ConfigDict) -> Evaluated:
     try:
         results = json.loads(place.results.read_text(encoding="utf-8"))
         return Evaluated(root, place, config, dict(results), sides)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{place.results}: not valid JSON ({error}); run --mode=evaluate again.") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{place.results}: cannot be read ({error}); run --mode=evaluate again.") from error
 
 
 def render(report: dict[str, Any]) -> str:

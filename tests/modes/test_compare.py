@@ -74,6 +74,10 @@ def test_another_test_set_is_refused(tiny_run, tmp_path, capsys):
     path.write_text(path.read_text().replace("rot", "grün"))
     assert call(f"--workdir={tiny_run}", f"--against={copy}") == 2
     assert "another test set" in capsys.readouterr().err
+    (copy / "results.json").unlink()
+    (copy / "results.json").mkdir()
+    assert call(f"--workdir={copy}") == 2
+    assert "results.json: cannot be read" in capsys.readouterr().err
     shutil.rmtree(copy / "outputs")
     assert call(f"--workdir={copy}") == 2
     assert "no translations of a test set yet" in capsys.readouterr().err

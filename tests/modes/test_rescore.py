@@ -309,7 +309,7 @@ def test_wrong_input_is_refused_in_one_line(files, tiny_run, tmp_path, capsys, c
         "few.json": '{"weights": {"good": [1], "bad": [1]}}',
         "many.json": '{"weights": {"good": [1], "bad": [1, 2, 3]}}',
         "sick.json": '{"weights": {"good": [1], "bad": [1, 2]}, "models": {"lm": 1}}',
-        "other.json": '{"weights": {"good": [1]}}',
+        "other.json": '{"weights": {"good": [1], "worse": [1, 2]}}',
         "model.json": '{"weights": {"good": [1], "bad": [1, 2], "lm": [1]}, "models": {"lm": {}}}',
     }
     for name, text in texts.items():
@@ -322,8 +322,9 @@ def test_wrong_input_is_refused_in_one_line(files, tiny_run, tmp_path, capsys, c
     if ngram := given.pop("ngram", ""):
         given |= {"workdir": tiny_run, "config.decode.ngram": ngram}
     assert call(*(f"--{name}={value}" for name, value in given.items() if value is not None)) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told in error and error.startswith("seq2seq_jax: error: ")
+    said = capsys.readouterr().err.strip()
+    error = said.splitlines()[-1]
+    assert told in error and error.startswith("seq2seq_jax: error: ") and "no hypothesis has" not in said
     assert not (tmp_path / "new").exists()
 
 
