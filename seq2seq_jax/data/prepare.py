@@ -268,5 +268,5 @@ def read_held_out(folder: Path, name: str, index: Index) -> ParallelText:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
     if text.digest != index.held_out.get(name):
-        raise UserError(f"{path}: was changed (digest); remove {folder} and run --mode=prepare again.")
+        raise UserError(f"{path}: its digest is not that in index.json; remove {folder} and run --mode=prepare again.")
     return text

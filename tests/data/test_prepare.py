@@ -129,6 +129,8 @@ def test_holds_what_reading_into_memory_gives(prepared):
     for name, text in (("dev", dev), ("test", test)):
         held = read_held_out(order.folder, name, index)
         assert (held.source, held.target, held.digest) == (text.source, text.target, text.digest)
+    with pytest.raises(UserError, match=r"dev\.json: its digest is not that in index\.json"):
+        read_held_out(order.folder, "dev", dataclasses.replace(index, held_out={}))
 
 
 SIDES = (lambda text: text.source, lambda text: text.target)
