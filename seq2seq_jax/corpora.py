@@ -20,7 +20,7 @@ from seq2seq_jax.data.recipe import check_files, describe_content, find_files, r
 from seq2seq_jax.data.sampling import PairSampler
 from seq2seq_jax.data.sources import ParallelText, hold_out, open_split
 from seq2seq_jax.data.spec import CorpusSpec, name_target, parse_corpora
-from seq2seq_jax.data.store import Index, PreparedPairs, is_complete
+from seq2seq_jax.data.store import INDEX, Index, PreparedPairs, is_complete
 from seq2seq_jax.data.vocab import Vocabs
 from seq2seq_jax.data.vocab_files import digest_files
 from seq2seq_jax.errors import UserError
@@ -129,7 +129,7 @@ def find_prepared(config: ConfigDict, root: Path, *, check: bool = True) -> Prep
     prepared = PreparedPairs.open(folder, check=check)
     known = {key: value for key, value in prepared.index.recipe.items() if key not in ("shard_pairs", "vocab_sha256")}
     refuse_other_recipe(folder, known, describe_prepared(config))
-    check_files(folder / "index.json", prepared.index.files, find_files(list_specs(config, "train")))
+    check_files(folder / INDEX, prepared.index.files, find_files(list_specs(config, "train")))
     return prepared
 
 

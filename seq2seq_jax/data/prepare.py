@@ -25,7 +25,7 @@ from seq2seq_jax.data.clean import SAMPLED
 from seq2seq_jax.data.recipe import check_files, hash_recipe, refuse_other_recipe, stat_file
 from seq2seq_jax.data.shard_worker import ALL_REASONS, Work, make_shard
 from seq2seq_jax.data.sources import ParallelText, make_text
-from seq2seq_jax.data.store import Index, Part, Shard, choose_dtype, find_damage, is_complete, shard_files
+from seq2seq_jax.data.store import INDEX, Index, Part, Shard, choose_dtype, find_damage, is_complete, shard_files
 from seq2seq_jax.data.streams import stream
 from seq2seq_jax.data.survey import Findings, Order, sample, scan
 from seq2seq_jax.data.vocab import Vocabs
@@ -95,13 +95,13 @@ def _check_complete(order: Order, recipe: dict[str, Any], paths: Sequence[str]) 
     folder, index = order.folder, Index.load(order.folder)
     known = {key: value for key, value in index.recipe.items() if key != "vocab_sha256"}
     refuse_other_recipe(folder, known, recipe)
-    check_files(folder / "index.json", index.files, paths)
+    check_files(folder / INDEX, index.files, paths)
     problems = (find_damage(folder, number, shard) for number, shard in enumerate(index.shards))
     problem = next(filter(None, problems), "")
     if not problem:
         return index
     order.tell(f"prepare: {problem}; it is made again")
-    (folder / "index.json").unlink()
+    (folder / INDEX).unlink()
     return None
 
 
@@ -268,5 +268,5 @@ def read_held_out(folder: Path, name: str, index: Index) -> ParallelText:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove {folder} and run --mode=prepare again.") from error
     if text.digest != index.held_out.get(name):
-        raise UserError(f"{path}: its digest is not that in index.json; remove {folder} and run --mode=prepare again.")
+        raise UserError(f"{path}: its digest is not that in {INDEX}; remove {folder} and run --mode=prepare again.")
     return text

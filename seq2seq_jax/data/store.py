@@ -37,6 +37,7 @@ from seq2seq_jax.errors import UserError
 if TYPE_CHECKING:
     from seq2seq_jax.data.pipeline import Ragged
 
+INDEX = "index.json"
 FORMAT = 1
 LONGEST = 65_535
 """Tokens of the longest side that the lengths have room for."""
@@ -107,7 +108,7 @@ class Index:
     def save(self, folder: Path) -> None:
         """Writes FOLDER/index.json, whole or not at all."""
         page = {"format": FORMAT, "pairs": len(self), **dataclasses.asdict(self)}
-        write_whole(folder / "index.json", (json.dumps(page, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(folder / INDEX, (json.dumps(page, indent=1, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Index:
@@ -116,7 +117,7 @@ class Index:
         Raises:
             UserError: it is missing, or is not what `save` writes.
         """
-        path = folder / "index.json"
+        path = folder / INDEX
         try:
             page = json.loads(read_whole(path))
             if page.pop("format") != FORMAT:
@@ -161,7 +162,7 @@ def _check_index(index: Index) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a whole prepared corpus is there."""
-    return (folder / "index.json").is_file()
+    return (folder / INDEX).is_file()
 
 
 def shard_files(folder: Path, number: int) -> tuple[Path, Path, Path]:

@@ -98,7 +98,7 @@ def match_weights(
         UserError: a feature has fewer or more weights than values, or one is of a model that is not there.
     """
     weights, there = given["weights"], Counter(name for name, _ in columns)
-    unused = weights.keys() - there.keys()
+    unused = sorted(weights.keys() - there.keys())
     for name in unused:
         if name in given.get("models", {}):
             raise UserError(
@@ -118,6 +118,6 @@ def match_weights(
                 f"--weights={file}: has no {told} feature {name!r} of {lists} or --models; weights "
                 "must be tuned on lists with the same features."
             )
-    for name in sorted(unused):
+    for name in unused:
         say(f"--weights={file}: no hypothesis has the feature {name!r}")
     return np.array([weights[name][n] for name, n in columns], np.float64)
